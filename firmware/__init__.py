@@ -1,0 +1,1 @@
+"""What runs on the card; `firmware.cnm` is what runs on a compute node module."""

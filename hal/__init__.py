@@ -1,0 +1,1 @@
+"""The hardware as small ports, with linux, local and mock backends. Imports nothing of ours."""
