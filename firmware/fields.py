@@ -85,12 +85,18 @@ class Fields:
                 want = f"one of {', '.join(known)}{nearest(key, known)}"
                 raise self.fail(key, want, "an unknown key")
 
+    def rest(self) -> Mapping[str, object]:
+        """All of it, unread: for tables that are merged before they are checked."""
+        self._asked.update(dict.fromkeys(self._values))
+        return self._values
+
     def _get(self, key: str, default: object) -> object:
         self._asked[key] = None
         if key in self._values:
             return self._values[key]
         if default is REQUIRED:
-            raise self.fail(key, "this key", "nothing")
+            close = get_close_matches(key, list(self._values), n=1)
+            raise self.fail(key, "this key", f"only {close[0]!r}" if close else "nothing")
         return default
 
     def text(

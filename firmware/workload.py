@@ -34,7 +34,7 @@ MAX_MS: Final = 86_400_000
 HOST_IMAGE: Final = "host"  # the CNM's own root filesystem, under the process runtime
 
 _ENV_KEY: Final = re.compile(r"[^=\0]{1,256}")
-_LABEL_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}")
+LABEL_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,62}")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,254}")
 _ABSOLUTE: Final = re.compile(r"/(?:[^/\0]+/?)*")
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?")
@@ -279,7 +279,7 @@ def _placement(fields: Fields) -> Placement:
         labels=fields.mapping(
             "labels",
             max_items=64,
-            key_pattern=_LABEL_KEY,
+            key_pattern=LABEL_KEY,
             key_want="a label key",
             max_bytes=128,
         ),

@@ -1,0 +1,297 @@
+"""One board: slots, links, windows, power and timing, read strictly from a TOML file.
+
+`load_board` reads and checks everything that can be known from the file; `check_board` also looks
+whether the serial lines are there that the keeper does not make itself. Both raise `BoardError`
+with the file, the line, the key, what was wanted and what was found. Spec strings: DESIGN D7.
+"""
+
+import platform
+import posixpath
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Final
+
+from firmware.board_file import (
+    BoardError,
+    BoardFile,
+    board_names,
+    error_at,
+    expand,
+    find_board,
+    merge,
+    merge_tables,
+    read_chain,
+)
+from firmware.board_types import (
+    THRESHOLD_LIMITS,
+    TIMING_LIMIT,
+    TIMING_LIMITS,
+    Board,
+    BoardAccelerator,
+    Module,
+    Slot,
+    Thresholds,
+    Timing,
+)
+from firmware.fields import FieldError, Fields, nearest, shown
+from firmware.fields import Path as KeyPath
+from firmware.workload import LABEL_KEY, MAX_BYTES, MAX_CPU_MILLI, NAME, NAME_WANT, canonical_arch
+
+__all__ = [
+    "Board",
+    "BoardAccelerator",
+    "BoardError",
+    "Module",
+    "Slot",
+    "Thresholds",
+    "Timing",
+    "board_names",
+    "check_board",
+    "find_board",
+    "load_board",
+]
+
+MAX_SLOTS: Final = 1024
+MIN_WINDOW_BYTES: Final = 64 * 1024
+MAX_WINDOW_BYTES: Final = 1 << 32  # offsets in a window are u32
+DEFAULT_VENDOR_ID: Final = 0x4150  # until one is assigned (DESIGN D3)
+LINK_SCHEMES: Final = ("serial", "mock")
+WINDOW_SCHEMES: Final = ("shm", "mock")
+_SPEC_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
+BAUDS: Final = range(300, 4_000_001)
+CNM_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+PAGE_BYTES: Final = 4096
+
+
+def load_board(source: str | Path, *, run_dir: str | Path, host_arch: str | None = None) -> Board:
+    """Read a board by name (`local`) or file. `run_dir` fills `${run}` in its spec strings;
+    `host_arch` is what `arch = "host"` means (default: this machine's). Raises BoardError."""
+    chain = read_chain(source)
+    document = merge(chain)
+    try:
+        return _board(document, chain, str(run_dir), host_arch or platform.machine())
+    except FieldError as exc:
+        raise error_at(chain, exc.path, exc.want, exc.got) from exc
+
+
+def check_board(
+    source: str | Path,
+    *,
+    run_dir: str | Path,
+    host_arch: str | None = None,
+    exists: Callable[[str], bool] = lambda path: Path(path).exists(),
+) -> Board:
+    """`load_board`, and every serial line outside `${run}` must exist. Raises BoardError."""
+    board = load_board(source, run_dir=run_dir, host_arch=host_arch)
+    chain = read_chain(source)
+    for index, slot in enumerate(board.slots):
+        for key, spec in (("mc", slot.mc), ("agent", slot.agent)):
+            tty = _tty(spec)
+            if tty in board.outside_ttys and not exists(tty):
+                do = "plug it in or name another; ttys below ${run}/ are made by the keeper"
+                raise error_at(chain, ("slot", index, key), "a tty that exists", f"no {tty}", do)
+    return board
+
+
+def _board(
+    document: Mapping[str, object], chain: Sequence[BoardFile], run_dir: str, host_arch: str
+) -> Board:
+    fields = Fields(document)
+    default = fields.object("slot_default", Fields.rest)
+    raw_slots = fields.items("slot", max_items=MAX_SLOTS)
+    if not raw_slots:
+        raise fields.fail("slot", "at least one [[slot]]", "none")
+    filled = [
+        _filled_slot(raw, default, ("slot", index), run_dir) for index, raw in enumerate(raw_slots)
+    ]
+    slots = tuple(_slot(raw, index, host_arch) for index, raw in enumerate(filled))
+    _check_unique(slots)
+    head = fields.object("board", _head)
+    timing = fields.object("timing", _timing)
+    thresholds = fields.object("thresholds", _thresholds)
+    fields.done()
+    name, kind, description, vendor_id = head
+    return Board(
+        name=name,
+        kind=kind,
+        description=description,
+        vendor_id=vendor_id,
+        timing=timing,
+        thresholds=thresholds,
+        slots=slots,
+        files=tuple(str(file.path) for file in chain),
+        outside_ttys=_outside_ttys(slots, run_dir),
+    )
+
+
+def _head(fields: Fields) -> tuple[str, str, str, int]:
+    return (
+        fields.text("name", pattern=NAME, want=NAME_WANT),
+        fields.choice("kind", ("local", "mock")),
+        fields.text("description", "", max_bytes=256),
+        fields.integer("vendor_id", DEFAULT_VENDOR_ID, low=1, high=0xFFFF),
+    )
+
+
+def _timing(fields: Fields) -> Timing:
+    """Durations, and the two halves of DESIGN section 4 rule 6 that a lease must satisfy."""
+    usual = Timing()
+    values = {
+        field.name: fields.integer(
+            field.name,
+            getattr(usual, field.name),
+            low=TIMING_LIMITS.get(field.name, TIMING_LIMIT)[0],
+            high=TIMING_LIMITS.get(field.name, TIMING_LIMIT)[1],
+        )
+        for field in dataclass_fields(Timing)
+    }
+    timing = Timing(**values)
+    for least_ms, why in (
+        (timing.lease_min_rounds_ms, f"to outlive {timing.lost_rounds} lost rounds"),
+        (timing.lease_min_restart_ms, "to outlive a crash of the daemon"),
+    ):
+        if timing.lease_ms < least_ms:
+            want = f"a lease of at least {least_ms} ms {why} (DESIGN section 4, rule 6)"
+            raise fields.fail("lease_ms", want, f"{timing.lease_ms} ms")
+    if timing.suspect_ms < 2 * timing.heartbeat_ms:
+        want = f"at least two heartbeats, {2 * timing.heartbeat_ms} ms"
+        raise fields.fail("suspect_ms", want, f"{timing.suspect_ms} ms")
+    return timing
+
+
+def _thresholds(fields: Fields) -> Thresholds:
+    usual = Thresholds()
+    values = {
+        name: fields.integer(name, getattr(usual, name), low=low, high=high)
+        for name, (low, high) in THRESHOLD_LIMITS.items()
+    }
+    for name, value in values.items():
+        low_name = name.replace("_high_", "_low_")
+        if low_name != name and values[low_name] >= value:
+            raise fields.fail(low_name, f"less than {name} = {value}", f"{values[low_name]}")
+    return Thresholds(**values)
+
+
+def _filled_slot(
+    raw: object, default: Mapping[str, object], path: tuple[str, int], run_dir: str
+) -> dict[str, object]:
+    """The slot with the defaults below it and its variables filled in."""
+    own = Fields(raw, path)
+    slot = merge_tables(default, own.rest())
+    number = Fields(slot, path).integer("slot", high=MAX_SLOTS - 1)
+    names = {"run": run_dir, "slot": str(number)}
+    for key in slot:  # `id` first: the other strings may use it
+        if key == "id":
+            names["id"] = str(_expanded(slot[key], names, (*path, key)))
+    return {key: _expanded(value, names, (*path, key)) for key, value in slot.items()}
+
+
+def _expanded(value: object, names: Mapping[str, str], path: KeyPath) -> object:
+    try:
+        return expand(value, names)
+    except KeyError as exc:
+        want = f"one of {', '.join('${' + name + '}' for name in names)}"
+        raise FieldError(path, want, f"${{{exc.args[0]}}}") from exc
+
+
+def _slot(raw: Mapping[str, object], index: int, host_arch: str) -> Slot:
+    fields = Fields(raw, ("slot", index))
+    slot = Slot(
+        slot=fields.integer("slot", high=MAX_SLOTS - 1),
+        id=fields.text("id", pattern=CNM_ID, want="an id like cnm0 ([a-z0-9-], at most 32)"),
+        mc=_spec(fields, "mc", LINK_SCHEMES),
+        agent=_spec(fields, "agent", LINK_SCHEMES),
+        window=_spec(fields, "window", WINDOW_SCHEMES),
+        window_bytes=fields.integer(
+            "window_bytes", 1 << 24, low=MIN_WINDOW_BYTES, high=MAX_WINDOW_BYTES
+        ),
+        power=fields.choice("power", ("local", "mock", "none")),
+        module=fields.object("module", lambda table: _module(table, host_arch)),
+    )
+    fields.done()
+    if slot.window_bytes % PAGE_BYTES:
+        want = f"a multiple of {PAGE_BYTES}"
+        raise fields.fail("window_bytes", want, f"{slot.window_bytes}")
+    return slot
+
+
+def _spec(fields: Fields, key: str, schemes: Sequence[str]) -> str:
+    """Check a spec string as far as the file alone can tell; the registry opens it."""
+    spec = fields.text(key, max_bytes=512)
+    scheme, colon, rest = spec.partition(":")
+    if not colon or scheme not in schemes:
+        want = f"SCHEME:NAME with a scheme of {', '.join(schemes)}{nearest(scheme, schemes)}"
+        raise fields.fail(key, want, shown(spec))
+    name, _, options = rest.partition("?")
+    if scheme == "serial":
+        if not name.startswith("/") or "\0" in name:
+            raise fields.fail(key, "serial:/absolute/path?baud=N", shown(spec))
+        baud = re.fullmatch(r"baud=([0-9]{1,7})", options)
+        if baud is None or int(baud[1]) not in BAUDS:
+            want = f"?baud=N with N in {BAUDS[0]}..{BAUDS[-1]} after the path"
+            raise fields.fail(key, want, shown(spec))
+    elif _SPEC_NAME.fullmatch(name) is None or options:
+        raise fields.fail(key, f"{scheme}:NAME of [A-Za-z0-9_./-], no options", shown(spec))
+    return spec
+
+
+def _module(fields: Fields, host_arch: str) -> Module:
+    arch = fields.text("arch", pattern=NAME, want="an architecture such as arm64, or host")
+    return Module(
+        arch=canonical_arch(host_arch if arch == "host" else arch),
+        cores_milli=fields.integer("cores_milli", low=1, high=MAX_CPU_MILLI),
+        memory_bytes=fields.integer("memory_bytes", low=1, high=MAX_BYTES),
+        nvme_bytes=fields.integer("nvme_bytes", 0, high=MAX_BYTES),
+        link_mbit=fields.integer("link_mbit", low=1, high=10_000_000),
+        runtimes=fields.texts("runtimes", max_items=8, pattern=NAME, want=NAME_WANT),
+        labels=fields.mapping(
+            "labels", max_items=64, key_pattern=LABEL_KEY, key_want="a label key", max_bytes=128
+        ),
+        accelerators=fields.objects("accelerators", _accelerator, max_items=16),
+    )
+
+
+def _accelerator(fields: Fields) -> BoardAccelerator:
+    return BoardAccelerator(
+        kind=fields.text("kind", pattern=NAME, want=NAME_WANT),
+        model=fields.text("model", pattern=NAME, want=NAME_WANT),
+        count=fields.integer("count", 1, low=1, high=64),
+        scope=fields.choice("scope", ("local", "fabric"), "local"),
+    )
+
+
+def _check_unique(slots: Sequence[Slot]) -> None:
+    """A slot number, an id, a tty or a window that is named twice is two owners of one thing."""
+    first: dict[tuple[str, str], str] = {}
+    for index, slot in enumerate(slots):
+        names = {
+            "slot": ("slot", str(slot.slot)),
+            "id": ("id", slot.id),
+            "mc": ("link", _address(slot.mc)),
+            "agent": ("link", _address(slot.agent)),
+            "window": ("window", _address(slot.window)),
+        }
+        for key, (kind, value) in names.items():
+            if (kind, value) in first:
+                got = f"{value}, as in {first[kind, value]}"
+                raise FieldError(("slot", index, key), f"a {kind} that no other slot uses", got)
+            first[kind, value] = f"slot[{index}].{key}"
+
+
+def _address(spec: str) -> str:
+    """The device without its options: two baud rates do not make two ttys."""
+    scheme, _, rest = spec.partition(":")
+    return f"{scheme}:{posixpath.normpath(rest.partition('?')[0])}"
+
+
+def _outside_ttys(slots: Sequence[Slot], run_dir: str) -> tuple[str, ...]:
+    ttys = [_tty(spec) for slot in slots for spec in (slot.mc, slot.agent)]
+    return tuple(tty for tty in ttys if tty and not tty.startswith(run_dir.rstrip("/") + "/"))
+
+
+def _tty(spec: str) -> str:
+    """The path of a serial spec; "" for any other."""
+    address = _address(spec)
+    return address.removeprefix("serial:") if address.startswith("serial:") else ""
