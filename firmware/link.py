@@ -1,0 +1,186 @@
+"""One control link: bytes of a serial line <-> MCTP messages (DSP0236 over DSP0253).
+
+Above this file nobody knows what carries the messages. A link that hangs up is opened again, for
+as long as it is wanted; what was queued for the old line is dropped and counted, because whoever
+waits for an answer retries with the same id.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Final
+
+from firmware.loop import MS
+from hal.errors import HalError, LinkDown
+from hal.ports import ByteStream, Event, Reactor
+from protocol.mctp.fragment import fragment
+from protocol.mctp.reassembly import Message, Reassembler
+from protocol.mctp.serial import SerialDeframer, frame_serial
+
+NULL_EID: Final = 0  # DSP0236 8.1: addressed by the link itself
+QUEUE_PACKETS: Final = 512  # about 35 kB, 0.4 s at 921,600 baud
+READS_A_TURN: Final = 4  # of 4 KiB each
+REOPEN_NS: Final = 200 * MS
+EXPIRE_NS: Final = 1_000 * MS
+
+
+class Link:
+    """Sends and receives whole MCTP messages. Loop thread only.
+
+    `local_eid` is 0 until it is assigned. The link has two ends, so until then every packet is
+    ours; after that those addressed to it or to the null EID. `peer_eid` is where messages go.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        open_stream: Callable[[], ByteStream],
+        *,
+        name: str,
+        local_eid: int = NULL_EID,
+        peer_eid: int = NULL_EID,
+    ) -> None:
+        self.name = name
+        self.local_eid = local_eid
+        self.peer_eid = peer_eid
+        self.on_message: Callable[[Message], None] = lambda _message: None
+        self.on_state: Callable[[bool, str], None] = lambda _up, _text: None
+        self.counters: Counter[str] = Counter()
+        self.last_rx_ns: int | None = None  # of the last good packet
+        self._reactor = reactor
+        self._open_stream = open_stream
+        self._stream: ByteStream | None = None
+        self._deframer = SerialDeframer()
+        self._reassembler = Reassembler()
+        self._queue: deque[bytes] = deque()
+        self._unsent = memoryview(b"")
+        self._writing = False
+        self._closed = False
+        self._cancel_expire = reactor.call_at(reactor.now_ns() + EXPIRE_NS, self._expire)
+        self._open()
+
+    @property
+    def up(self) -> bool:
+        """The line is open. That says nothing about who is at its other end."""
+        return self._stream is not None
+
+    @property
+    def drops(self) -> Counter[str]:
+        """What was dropped, by reason, over all layers of this link."""
+        return self._deframer.drops + self._reassembler.drops + self.counters
+
+    def send_message(self, data: bytes, *, tag: int, to: bool, urgent: bool = False) -> bool:
+        """Queue a whole message, type byte first; False when the line is down or the queue full.
+
+        An urgent one (a lease grant) goes before all that is waiting.
+        """
+        if self._stream is None:
+            self.counters["tx_line_down"] += 1
+            return False
+        packets = fragment(data, dest_eid=self.peer_eid, src_eid=self.local_eid, tag=tag, to=to)
+        if len(self._queue) + len(packets) > QUEUE_PACKETS:
+            self.counters["tx_queue_full"] += 1
+            return False
+        frames = [frame_serial(packet) for packet in packets]
+        if urgent:
+            self._queue.extendleft(reversed(frames))
+        else:
+            self._queue.extend(frames)
+        if not self._writing:
+            self._flush()
+        return True
+
+    def close(self) -> None:
+        """Close the line for good."""
+        self._closed = True
+        self._cancel_expire()
+        self._drop_stream("closed")
+
+    def _open(self) -> None:
+        if self._closed:
+            return
+        try:
+            self._stream = self._open_stream()
+        except HalError as exc:
+            self.on_state(False, f"{self.name}: {exc}")
+            self._reactor.call_at(self._reactor.now_ns() + REOPEN_NS, self._open)
+            return
+        self._reactor.watch(self._stream.handle, Event.READ, self._on_event)
+        self.on_state(True, f"{self.name}: open")
+
+    def _on_event(self, events: Event) -> None:
+        if events & (Event.READ | Event.HANGUP):
+            self._receive()
+        if events & Event.WRITE and self._stream is not None:
+            self._flush()
+
+    def _receive(self) -> None:
+        for _ in range(READS_A_TURN):
+            if self._stream is None:
+                return
+            try:
+                data = self._stream.read()
+            except LinkDown as exc:
+                self._lost(str(exc))
+                return
+            if not data:
+                return
+            self.counters["rx_bytes"] += len(data)
+            now_ns = self._reactor.now_ns()
+            for packet in self._deframer.feed(data):
+                self._on_packet(packet, now_ns)
+
+    def _on_packet(self, packet: bytes, now_ns: int) -> None:
+        if self.local_eid and len(packet) >= 4 and packet[1] not in (NULL_EID, self.local_eid):
+            self.counters["rx_not_for_us"] += 1
+            return
+        message = self._reassembler.feed(packet, link=self.name, now_ns=now_ns)
+        self.last_rx_ns = now_ns
+        self.counters["rx_packets"] += 1
+        if message is not None:
+            self.on_message(message)
+
+    def _flush(self) -> None:
+        stream = self._stream
+        assert stream is not None
+        try:
+            while self._unsent or self._queue:
+                if not self._unsent:
+                    self._unsent = memoryview(self._queue.popleft())
+                    self.counters["tx_packets"] += 1
+                taken = stream.write(self._unsent)
+                self.counters["tx_bytes"] += taken
+                self._unsent = self._unsent[taken:]
+                if self._unsent:
+                    break
+        except LinkDown as exc:
+            self._lost(str(exc))
+            return
+        want = bool(self._unsent or self._queue)
+        if want != self._writing:
+            self._writing = want
+            events = Event.READ | Event.WRITE if want else Event.READ
+            self._reactor.watch(stream.handle, events, self._on_event)
+
+    def _lost(self, text: str) -> None:
+        self._drop_stream(text)
+        if not self._closed:
+            self._reactor.call_at(self._reactor.now_ns() + REOPEN_NS, self._open)
+
+    def _drop_stream(self, text: str) -> None:
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        self.counters["tx_dropped_at_hangup"] += len(self._queue) + bool(self._unsent)
+        self._queue.clear()
+        self._unsent = memoryview(b"")
+        self._writing = False
+        self._deframer = SerialDeframer()
+        self._reactor.unwatch(stream.handle)
+        stream.close()
+        self.on_state(False, f"{self.name}: {text}")
+
+    def _expire(self) -> None:
+        self._reassembler.expire(self._reactor.now_ns())
+        self._cancel_expire = self._reactor.call_at(
+            self._reactor.now_ns() + EXPIRE_NS, self._expire
+        )
