@@ -1,0 +1,1 @@
+"""The ports of `hal.ports` on a real Linux kernel."""
