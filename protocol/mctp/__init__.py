@@ -1,0 +1,1 @@
+"""MCTP (DSP0236) and its serial binding (DSP0253)."""
