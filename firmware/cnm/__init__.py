@@ -1,1 +1,1 @@
-"""What runs on a compute node module: `cnm-init` (its management controller) and the agent."""
+"""What runs on a CNM: its init (DESIGN D13) and its agent, the same on real and mock ports."""
