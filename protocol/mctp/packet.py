@@ -13,7 +13,8 @@ import construct as cs
 from protocol.errors import ProtocolError
 
 HEADER_BYTES: Final = 4
-HEADER_VERSION: Final = 1  # low nibble; the high one is reserved: sent as 0, ignored on receipt
+HEADER_VERSION: Final = 1
+VERSION_MASK: Final = 0x0F  # low nibble; the high one is reserved: sent as 0, ignored on receipt
 BASELINE_UNIT_BYTES: Final = 64  # payload that every endpoint takes without negotiation
 MIN_FRAGMENT_BYTES: Final = HEADER_BYTES + 1  # a packet without payload carries nothing
 
@@ -101,9 +102,9 @@ def parse_packet(data: bytes) -> Packet:
             offset=len(data),
         )
     version, dest, src, flags = _HEADER.unpack_from(data)
-    if version & 0x0F != HEADER_VERSION:
+    if version & VERSION_MASK != HEADER_VERSION:
         raise ProtocolError(
-            f"MCTP header version is {version & 0x0F}, not {HEADER_VERSION}",
+            f"MCTP header version is {version & VERSION_MASK}, not {HEADER_VERSION}",
             frame=data,
             code="bad_version",
             offset=0,

@@ -40,6 +40,7 @@ from protocol.mctp.packet import (
     TYPE_CONTROL,
     TYPE_IC,
     TYPE_MASK,
+    VERSION_MASK,
     is_destination,
     is_source,
 )
@@ -50,7 +51,7 @@ LinkName: TypeAlias = str | int
 Peer: TypeAlias = tuple[LinkName, int | None]  # source EID; None where it could not be read
 _Key: TypeAlias = tuple[LinkName, int, int, int]  # link, source, destination, TO and tag bits
 
-_SINGLE: Final = FLAG_SOM | FLAG_EOM
+_TERMINUS: Final = FLAG_TO | TAG_MASK  # the bits of byte 3 that name a message
 _SOURCES: Final = bytes(is_source(eid) for eid in range(256))  # a lookup in the hot path
 _DESTINATIONS: Final = bytes(is_destination(eid) for eid in range(256))
 
@@ -124,34 +125,35 @@ class Reassembler:
         if len(packet) < MIN_FRAGMENT_BYTES:
             self._drop("short", link, packet[2] if len(packet) >= HEADER_BYTES else None)
             return None
-        version, dest, src, flags = packet[:HEADER_BYTES]
-        if version & 0x0F != HEADER_VERSION:
-            self._drop("bad_version", link, src)
-            return None
-        if not _SOURCES[src] or not _DESTINATIONS[dest]:
-            self._drop("bad_dest" if _SOURCES[src] else "bad_source", link, src)
+        dest = packet[1]
+        src = packet[2]
+        if packet[0] & VERSION_MASK != HEADER_VERSION or not (
+            _SOURCES[src] and _DESTINATIONS[dest]
+        ):
+            self._drop_header(packet, link)
             return None
         if self.local_eid is not None and dest not in (self.local_eid, EID_NULL, EID_BROADCAST):
             self._drop("not_local", link, src)
             return None
         if self._contexts:
             self.expire(now_ns)
-        key = (link, src, dest, flags & (FLAG_TO | TAG_MASK))
+        flags = packet[3]
+        key = (link, src, dest, flags & _TERMINUS)
         if not flags & FLAG_SOM:
             return self._continue(key, packet, now_ns)
-        kind = packet[HEADER_BYTES]
-        if dest == EID_BROADCAST and kind & TYPE_MASK != TYPE_CONTROL:
+        kind = packet[HEADER_BYTES] & TYPE_MASK
+        if dest == EID_BROADCAST and kind != TYPE_CONTROL:
             self._drop("broadcast", link, src)
             return None
-        if flags & FLAG_EOM:
-            if key in self._contexts:
-                self._lose(key, "superseded")
-            if len(packet) - HEADER_BYTES > self._limit_bytes(kind & TYPE_MASK):
-                self._drop("too_long", link, src)
-                return None
-            return _message(key, packet[HEADER_BYTES:])
-        self._start(key, packet, now_ns)
-        return None
+        if not flags & FLAG_EOM:
+            self._start(key, packet, now_ns)
+            return None
+        if key in self._contexts:
+            self._lose(key, "superseded")
+        if len(packet) - HEADER_BYTES > self._limit_bytes(kind):
+            self._drop("too_long", link, src)
+            return None
+        return _message(key, packet[HEADER_BYTES:])
 
     def expire(self, now_ns: int) -> int:
         """Lose the messages that waited `expiry_ns` for their next packet; how many."""
@@ -227,6 +229,13 @@ class Reassembler:
         del self._contexts[key]
         self._drop(reason, key[0], key[1])
 
+    def _drop_header(self, packet: bytes, link: LinkName) -> None:
+        if packet[0] & VERSION_MASK != HEADER_VERSION:
+            reason = "bad_version"
+        else:
+            reason = "bad_dest" if _SOURCES[packet[2]] else "bad_source"
+        self._drop(reason, link, packet[2])
+
     def _drop(self, reason: str, link: LinkName, src_eid: int | None) -> None:
         self.drops[reason] += 1
         self.drops_by_peer.setdefault((link, src_eid), Counter())[reason] += 1
@@ -235,12 +244,5 @@ class Reassembler:
 def _message(key: _Key, data: bytes) -> Message:
     _, src, dest, bits = key
     kind = data[0]
-    return Message(
-        dest,
-        src,
-        bits & FLAG_TO != 0,
-        bits & TAG_MASK,
-        kind & TYPE_MASK,
-        kind & TYPE_IC != 0,
-        data,
-    )
+    to = bits & FLAG_TO != 0
+    return Message(dest, src, to, bits & TAG_MASK, kind & TYPE_MASK, kind & TYPE_IC != 0, data)

@@ -10,22 +10,27 @@ enough is for MCTP to say.
 from collections import Counter
 from typing import Final
 
-from protocol.crc import fcs16
+from protocol.crc import fcs16_from
 from protocol.mctp.serial_frame import (
     ESCAPE,
     FLAG,
     HEAD_BYTES,
+    HEAD_FCS,
     MAX_PACKET_BYTES,
     REVISION,
     TAIL_BYTES,
     frame_serial,
     inspect_frame,
+    unescape,
 )
 
 __all__ = ["MAX_FRAME_BYTES", "SerialDeframer", "frame_serial"]
 
 # Count 255, every byte escaped. What is kept between two feeds is shorter than that, and two.
 MAX_FRAME_BYTES: Final = HEAD_BYTES + 2 * MAX_PACKET_BYTES + TAIL_BYTES
+
+
+_FLAG: Final = bytes([FLAG])
 
 
 class SerialDeframer:
@@ -42,6 +47,7 @@ class SerialDeframer:
             raise ValueError(f"packets have 1..{MAX_PACKET_BYTES} bytes, not {max_packet_bytes}")
         self._max_packet_bytes = max_packet_bytes
         self._rest = b""  # from the flag under judgement on
+        self._flag = False  # all that is kept is the closing flag of a good frame
         self._opening = True  # that flag can't be the closing one of a frame
         self._lost = False  # what is skipped now was counted already
         self.drops: Counter[str] = Counter()
@@ -54,31 +60,33 @@ class SerialDeframer:
         packets: list[bytes] = []
         size = len(data)
         at = 0
+        if self._flag and size:
+            if data[0] == FLAG:
+                self._opening = True
+            else:
+                data = _FLAG + data  # it was shared: the closing flag opens the next frame
+                size += 1
+            self._flag = False
         while at < size:
             if data[at] != FLAG:
-                self._skipped("garbage")
-                self._opening = False
+                self._skip_garbage()
                 at = data.find(FLAG, at)
                 if at < 0:
                     break
-            while at + 1 < size and data[at + 1] == FLAG:
+            if at + 1 < size and data[at + 1] == FLAG:
                 self._opening = True
                 at += 1
-            # The usual frame: all of it here, nothing escaped. Equal to inspect_frame, tested so.
-            if at + HEAD_BYTES < size and data[at + 1] == REVISION:
-                begin = at + HEAD_BYTES
-                end = begin + data[at + 2]
-                if (
-                    begin < end <= begin + self._max_packet_bytes
-                    and end + TAIL_BYTES <= size
-                    and data[end + 2] == FLAG
-                    and data.find(ESCAPE, begin, end) < 0
-                    and data.find(FLAG, begin, end) < 0
-                    and fcs16(data[at + 1 : end]) == data[end] << 8 | data[end + 1]
-                ):
-                    packets.append(data[begin:end])
-                    at = end + 2
+                continue
+            closing = data.find(FLAG, at + HEAD_BYTES)
+            if closing >= 0 and data[at + 1] == REVISION:
+                packet = _usual_packet(data, at, closing)
+                if packet and len(packet) <= self._max_packet_bytes:
+                    packets.append(packet)
                     self._opening = self._lost = False
+                    at = closing
+                    if at + 1 == size:
+                        self._flag = True
+                        break
                     continue
             verdict = inspect_frame(data, at, self._max_packet_bytes)
             if verdict is None:
@@ -86,19 +94,37 @@ class SerialDeframer:
                 break
             if verdict.reason is None:
                 packets.append(verdict.packet)
-                at = verdict.end - 1
                 self._opening = self._lost = False
+                at = verdict.end - 1
+                continue
+            if verdict.reason == "bad_revision" and not self._opening:
+                self._skip_garbage()  # it was a closing flag, or no flag at all
             else:
-                if verdict.reason == "bad_revision" and not self._opening:
-                    self._skipped("garbage")  # it was a closing flag, or no flag at all
-                else:
-                    self.drops[verdict.reason] += 1
-                    self._lost = True
-                self._opening = False
-                at += 1
+                self.drops[verdict.reason] += 1
+                self._lost = True
+            self._opening = False
+            at += 1
         return packets
 
-    def _skipped(self, reason: str) -> None:
+    def _skip_garbage(self) -> None:
+        self._opening = False
         if not self._lost:
-            self.drops[reason] += 1
+            self.drops["garbage"] += 1
             self._lost = True
+
+
+def _usual_packet(data: bytes, at: int, closing: int) -> bytes:
+    """The packet of the frame data[at : closing + 1] if it is good and no flag is in its FCS.
+
+    b"" says nothing: `inspect_frame` then judges. It would take every packet that this takes.
+    """
+    body = data[at + HEAD_BYTES : closing - 2]
+    packet = unescape(body) if ESCAPE in body else body
+    count = data[at + 2]
+    if (
+        len(packet) == count
+        and len(body) == count + body.count(ESCAPE)
+        and fcs16_from(packet, HEAD_FCS[count]) == data[closing - 2] << 8 | data[closing - 1]
+    ):
+        return packet
+    return b""

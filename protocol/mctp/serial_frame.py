@@ -17,7 +17,7 @@ dialect that is better known; it is C only where an FCS that B would have escape
 from enum import Enum
 from typing import Final, NamedTuple
 
-from protocol.crc import FCS16_XOROUT_X25, fcs16, fcs16_seed0
+from protocol.crc import FCS16_XOROUT_X25, fcs16, fcs16_from, fcs16_seed0
 
 FLAG: Final = 0x7E
 ESCAPE: Final = 0x7D
@@ -33,6 +33,7 @@ _ESCAPED_FLAG: Final = bytes([ESCAPE, FLAG ^ ESCAPE_XOR])
 _ESCAPE: Final = bytes([ESCAPE])
 _ESCAPED_ESCAPE: Final = bytes([ESCAPE, ESCAPE ^ ESCAPE_XOR])
 _HEADS: Final = [bytes([REVISION, count]) for count in range(MAX_PACKET_BYTES + 1)]
+HEAD_FCS: Final = [fcs16(head) for head in _HEADS]  # by count; the packet's bytes go on from it
 
 
 class Dialect(Enum):
@@ -71,10 +72,15 @@ def frame_serial(packet: bytes) -> bytes:
     if not 1 <= count <= MAX_PACKET_BYTES or count in SPECIAL:
         raise ValueError(f"a serial frame takes 1..255 bytes but not 125 or 126, got {count}")
     head = _HEADS[count]
-    fcs = fcs16(head + packet)
+    fcs = fcs16_from(packet, HEAD_FCS[count])
     if ESCAPE in packet or FLAG in packet:
         packet = packet.replace(_ESCAPE, _ESCAPED_ESCAPE).replace(_FLAG, _ESCAPED_FLAG)
     return b"%b%b%b%b%b" % (_FLAG, head, packet, fcs.to_bytes(2, "big"), _FLAG)
+
+
+def unescape(body: bytes) -> bytes:
+    """`body` with its legal escapes undone; illegal ones stay, so that the length is wrong."""
+    return body.replace(_ESCAPED_FLAG, _FLAG).replace(_ESCAPED_ESCAPE, _ESCAPE)
 
 
 def inspect_frame(data: bytes, start: int, max_packet_bytes: int) -> Verdict | None:
@@ -115,7 +121,7 @@ def inspect_frame(data: bytes, start: int, max_packet_bytes: int) -> Verdict | N
         return None
     packet = data[begin:end]
     if len(packet) != count:
-        packet = packet.replace(_ESCAPED_FLAG, _FLAG).replace(_ESCAPED_ESCAPE, _ESCAPE)
+        packet = unescape(packet)
     return _judge_fcs(data, end, packet)
 
 
@@ -144,7 +150,7 @@ def _judge_fcs(data: bytes, end: int, packet: bytes) -> Verdict | None:
         longer = _escaped_tail(data, end)
         if longer is None:
             return None
-        tail = data[end:longer].replace(_ESCAPED_FLAG, _FLAG).replace(_ESCAPED_ESCAPE, _ESCAPE)
+        tail = unescape(data[end:longer])
         x25 = (wanted ^ FCS16_XOROUT_X25).to_bytes(2, "big")
         if tail == x25 + _FLAG:
             fcs = wanted ^ FCS16_XOROUT_X25

@@ -209,3 +209,18 @@ def test_an_fcs_that_holds_flags_or_escapes_tells_b_from_c() -> None:
             assert verdict.dialect is Dialect(name)
             found[name] += 1
     assert min(found.values()) > 900
+
+
+@given(st.lists(wire_bytes | packets.map(frame_serial), max_size=4).map(b"".join))
+def test_the_fast_path_takes_exactly_what_the_inspection_takes(stream: bytes) -> None:
+    want, at = [], stream.find(b"\x7e")
+    while at >= 0:
+        verdict = inspect_frame(stream, at, 255)
+        if verdict is None:
+            break
+        if verdict.reason is None:
+            want.append(verdict.packet)
+            at = verdict.end - 1
+        else:
+            at = stream.find(b"\x7e", at + 1)
+    assert deframe(stream)[0] == want
