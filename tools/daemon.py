@@ -1,0 +1,217 @@
+"""Starting and stopping the card's processes from outside (`apf up`, `apf down`).
+
+The supervisor is `python -m firmware.supervisor`. Its pid files in the run directory are held by
+flock(2) for as long as their owners live: a number in a file that nobody locks names a stranger,
+and is never signalled.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from hal.linux.clock import LinuxClock
+from tools.client import Client
+from tools.errors import CheckFailed, DaemonRefused, DaemonUnreachable, DeadlinePassed
+from tools.paths import Places
+
+POLL_MS: Final = 50
+SAY_AFTER_MS: Final = 2000
+KILL_AFTER_SHARE: Final = 2  # of the time allowed, half passes before SIGKILL
+LOG_TAIL_BYTES: Final = 4096
+LOG_TAIL_LINES: Final = 20
+STATUS_TIMEOUT_MS: Final = 2000
+
+
+def status_or_none(places: Places) -> dict[str, Any] | None:
+    """What the daemon says, or None when nobody answers."""
+    try:
+        with Client(places.socket, timeout_ms=STATUS_TIMEOUT_MS) as client:
+            status = client.call("status")
+    except (DaemonUnreachable, DeadlinePassed):
+        return None
+    return status if isinstance(status, dict) else {}
+
+
+def start_daemon(
+    places: Places,
+    board: str,
+    *,
+    foreground: bool,
+    timeout_ms: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Start the supervisor and wait until the daemon is ready; its status. Raises DeadlinePassed
+    or CheckFailed with the tail of the log."""
+    places.run.mkdir(parents=True, exist_ok=True)
+    places.state.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "-m", "firmware.supervisor", "--board", board]
+    argv += ["--run", str(places.run), "--state", str(places.state)]
+    env = {**os.environ, "PYTHONPATH": _python_path()}
+    if foreground:
+        status = subprocess.call([*argv, "--foreground"], env=env)
+        if status:
+            raise CheckFailed("daemon_ended", f"the supervisor ended with status {status}")
+        return {}
+    places.supervisor_log.unlink(missing_ok=True)
+    with places.supervisor_log.open("wb") as log:
+        child = subprocess.Popen(
+            argv,
+            env=env,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return _await_ready(places, child, timeout_ms, say)
+
+
+def _await_ready(
+    places: Places, child: "subprocess.Popen[bytes]", timeout_ms: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    told = False
+    for waited_ms in _ticks(timeout_ms):
+        status = status_or_none(places)
+        if status is not None and status.get("ready", True):
+            return status
+        ended = child.poll()
+        if (ended is not None and ended != 0) or (ended == 0 and not pid_files(places)):
+            raise CheckFailed(
+                "daemon_ended",
+                f"the supervisor ended with status {ended} before the card was ready;\n"
+                f"{places.supervisor_log} says:\n{log_tail(places)}",
+                {"status": ended, "log": str(places.supervisor_log)},
+            )
+        if waited_ms > SAY_AFTER_MS and not told:
+            told = True
+            say("starting; waiting for the card to be ready ...")
+    raise DeadlinePassed(
+        "not_ready",
+        f"the card was not ready after {timeout_ms / 1000:g} s; it is left as it is (`apf down` "
+        f"ends it);\n{places.supervisor_log} says:\n{log_tail(places)}",
+        {"log": str(places.supervisor_log)},
+    )
+
+
+def stop_daemon(places: Places, *, timeout_ms: int) -> bool:
+    """Stop everything that `start_daemon` started; False when nothing was up. Raises
+    DeadlinePassed, DaemonRefused."""
+    asked = _ask_to_stop(places, timeout_ms)
+    owners = live_owners(places)
+    if not asked and not owners:
+        return False
+    signalled: dict[int, int] = {}
+    for waited_ms in _ticks(timeout_ms):
+        owners = live_owners(places)
+        if not owners and status_or_none(places) is None:
+            return True
+        if asked and waited_ms < timeout_ms // (2 * KILL_AFTER_SHARE):
+            continue  # it was asked and is at it
+        late = waited_ms >= timeout_ms // KILL_AFTER_SHARE
+        _press(owners, signalled, signal.SIGKILL if late else signal.SIGTERM)
+    left = ", ".join(f"{name} ({pid})" for name, pid in owners.items()) or "the socket"
+    raise DeadlinePassed(
+        "not_stopped", f"still there after {timeout_ms / 1000:g} s: {left}", {"left": owners}
+    )
+
+
+def _ask_to_stop(places: Places, timeout_ms: int) -> bool:
+    try:
+        with Client(places.socket, timeout_ms=STATUS_TIMEOUT_MS) as client:
+            client.call("shutdown", timeout_ms=timeout_ms)
+    except DaemonRefused as exc:
+        if exc.code in ("unauthorised", "unauthorized"):
+            raise
+        return False
+    except DaemonUnreachable as exc:
+        # it may close the connection while it goes: that is an answer too
+        return "closed the connection" in exc.text
+    except DeadlinePassed:
+        return False
+    return True
+
+
+def _press(owners: dict[str, int], signalled: dict[int, int], number: int) -> None:
+    """One signal of each kind to each owner; the supervisor first, so that it restarts nobody."""
+    for _, pid in sorted(owners.items(), key=lambda item: item[0] != "supervisor"):
+        if signalled.get(pid) != number:
+            signalled[pid] = number
+            _signal(pid, number)
+
+
+def _signal(pid: int, number: int) -> None:
+    """By pidfd, so that a pid that is reused in between is not hit."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(handle, number)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(handle)
+
+
+def pid_files(places: Places) -> list[Path]:
+    return sorted(places.run.glob("*.pid"))
+
+
+def live_owners(places: Places) -> dict[str, int]:
+    """Name -> pid of the pid files that a live process holds locked."""
+    owners = {}
+    for path in pid_files(places):
+        pid = _locked_pid(path)
+        if pid is not None:
+            owners[path.stem] = pid
+    return owners
+
+
+def _locked_pid(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = file.read(32).split()
+                return int(text[0]) if text and text[0].isdigit() else None
+    except OSError:
+        return None  # gone in the meantime, or not ours to read
+    return None
+
+
+def log_tail(places: Places) -> str:
+    """The last lines of the supervisor's log."""
+    try:
+        with places.supervisor_log.open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL_BYTES))
+            text = log.read().decode(errors="replace")
+    except OSError as exc:
+        return f"(no log: {exc.strerror})"
+    return "\n".join(text.splitlines()[-LOG_TAIL_LINES:]) or "(the log is empty)"
+
+
+def _ticks(timeout_ms: int) -> Iterator[int]:
+    """Milliseconds waited so far, a step at a time, until the time is up."""
+    clock = LinuxClock()
+    try:
+        start_ns = clock.now_ns()
+        waited_ms = 0
+        while waited_ms <= timeout_ms:
+            yield waited_ms
+            clock.wait(clock.now_ns() + POLL_MS * 1_000_000)
+            waited_ms = (clock.now_ns() - start_ns) // 1_000_000
+    finally:
+        clock.close()
+
+
+def _python_path() -> str:
+    """The packages' own place first: `firmware` is started from any directory."""
+    root = str(Path(__file__).resolve().parent.parent)
+    rest = os.environ.get("PYTHONPATH")
+    return f"{root}{os.pathsep}{rest}" if rest else root

@@ -1,0 +1,88 @@
+"""Waiting for a workload to run or to be gone, by asking the daemon (`apf submit --wait`)."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from hal.linux.clock import LinuxClock
+from tools.client import Client
+from tools.errors import CheckFailed, DaemonRefused, DeadlinePassed
+
+POLL_MS: Final = 100
+_GOOD: Final = ("RUNNING", "STOPPED")  # STOPPED: it had a job, and has done it
+
+Instance = Mapping[str, Any]
+
+
+def wait_until_running(
+    client: Client,
+    workload: str,
+    *,
+    timeout_ms: int,
+    tell: Callable[[Sequence[Instance]], None],
+) -> list[Instance]:
+    """Every instance seen to run (or to have ended well). `tell` hears each poll. Raises
+    CheckFailed as soon as one has failed for good, DeadlinePassed with what is not there."""
+    instances: list[Instance] = []
+    for _ in _polls(timeout_ms):
+        instances = client.call("workload.ps", {"workload": workload})
+        tell(instances)
+        failed = [item for item in instances if item.get("phase") == "FAILED"]
+        if failed:
+            why = failed[0].get("reason") or "no reason given"
+            raise CheckFailed(
+                "instance_failed",
+                f"{failed[0].get('instance')} failed: {why}",
+                {"instances": [dict(item) for item in failed]},
+            )
+        if instances and all(item.get("phase") in _GOOD for item in instances):
+            return instances
+    late = [item for item in instances if item.get("phase") not in _GOOD]
+    raise DeadlinePassed(
+        "not_running",
+        f"{workload}: not all instances run after {timeout_ms / 1000:g} s\n"
+        + "\n".join(f"  {why_waiting(item)}" for item in late[:20]),
+        {"instances": [dict(item) for item in late]},
+    )
+
+
+def wait_until_gone(client: Client, workload: str, *, timeout_ms: int) -> int:
+    """Milliseconds until nothing of it is left. Raises DeadlinePassed."""
+    for waited_ms in _polls(timeout_ms):
+        try:
+            left = client.call("workload.ps", {"workload": workload})
+        except DaemonRefused as exc:
+            if exc.code != "unknown_workload":
+                raise
+            return waited_ms
+        if not left:
+            return waited_ms
+    raise DeadlinePassed(
+        "not_gone", f"{workload} is not gone after {timeout_ms / 1000:g} s", {"workload": workload}
+    )
+
+
+def why_waiting(item: Instance) -> str:
+    """`shop/db/0 PENDING: cnm0: memory ...; cnm1: ...`."""
+    pending = item.get("pending") or {}
+    whys = [f"{cnm}: {why}" for cnm, why in pending.items()] or [str(item.get("reason") or "")]
+    return f"{item.get('instance')} {item.get('phase')}: {'; '.join(whys)}".rstrip(": ")
+
+
+def phases(instances: Sequence[Instance]) -> str:
+    """`3 RUNNING, 1 STAGING`."""
+    counts = Counter(str(item.get("phase")) for item in instances)
+    return ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items()))
+
+
+def _polls(timeout_ms: int) -> Iterator[int]:
+    clock = LinuxClock()
+    try:
+        start_ns = clock.now_ns()
+        waited_ms = 0
+        while waited_ms <= timeout_ms:
+            yield waited_ms
+            clock.wait(clock.now_ns() + POLL_MS * 1_000_000)
+            waited_ms = (clock.now_ns() - start_ns) // 1_000_000
+    finally:
+        clock.close()
