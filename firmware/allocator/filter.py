@@ -1,0 +1,95 @@
+"""Who can: the CNMs that may take an instance, and for each other one the reason, in numbers."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from firmware.allocator.state import AllocatorState, Node
+from firmware.allocator.types import DIMENSIONS, CnmView, Constraints, Demand
+from firmware.allocator.units import UnitShortage, choose_units
+from firmware.allocator.words import shortage
+
+
+def select_cnms(
+    state: AllocatorState, demand: Demand, constraints: Constraints
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(candidates, reasons): ids in order, and why each other CNM is none."""
+    candidates: list[str] = []
+    reasons: dict[str, str] = {}
+    homes = _homes(state, constraints)
+    for cnm, node in sorted(state.nodes.items()):
+        why = "; ".join(_objections(node, demand, constraints, homes))
+        if why:
+            reasons[cnm] = why
+        else:
+            candidates.append(cnm)
+    return tuple(candidates), reasons
+
+
+def never_fits(
+    views: Iterable[CnmView], demand: Demand, constraints: Constraints
+) -> dict[str, str] | None:
+    """Why no CNM could ever hold it, not even an empty one; None when one could, or when no CNM
+    is known at all. What may pass (load, a drain, its neighbours) does not count."""
+    reasons: dict[str, str] = {}
+    for view in sorted(views, key=lambda v: v.id):
+        why = "; ".join(_lasting(Node(view), demand, constraints, {}))
+        if not why:
+            return None
+        reasons[view.id] = why
+    return reasons or None
+
+
+def _objections(
+    node: Node, demand: Demand, constraints: Constraints, homes: Mapping[str, frozenset[str]]
+) -> Iterator[str]:
+    view = node.view
+    if view.why_not:
+        yield view.why_not
+    if view.id in constraints.exclude:
+        yield "excluded from this choice"
+    yield from _lasting(node, demand, constraints, homes)
+    here = node.components.get((constraints.workload, constraints.component), 0)
+    if constraints.max_per_cnm and here >= constraints.max_per_cnm:
+        yield f"max_per_cnm: {here} of {constraints.max_per_cnm} instances are here"
+    for component, places in sorted(homes.items()):
+        if view.id not in places:
+            yield f"together: {component} is on {', '.join(sorted(places))}"
+
+
+def _lasting(
+    node: Node, demand: Demand, constraints: Constraints, homes: Mapping[str, frozenset[str]]
+) -> Iterator[str]:
+    """Objections that an empty CNM may have too."""
+    view = node.view
+    if constraints.arch is not None and constraints.arch != view.arch:
+        yield f"arch: wants {constraints.arch}, is {view.arch}"
+    if constraints.runtimes and not constraints.runtimes & view.runtimes:
+        has = ", ".join(sorted(view.runtimes)) or "none"
+        yield f"runtime: wants {' or '.join(sorted(constraints.runtimes))}, has {has}"
+    for key, value in constraints.labels:
+        found = view.labels.get(key)
+        if found != value:
+            has = "has no such label" if found is None else f"has {found}"
+            yield f"label {key}: wants {value}, {has}"
+    wants = [demand, *(d for name, d in constraints.companions if name not in homes)]
+    for index, dimension in enumerate(DIMENSIONS):
+        want = sum(d.vector[index] for d in wants)
+        free = node.free[index]
+        if want > free and want > 0:
+            text = shortage(dimension, want, free, view.capacity.vector[index])
+            yield text + (" (with the components it must be together with)" * (len(wants) > 1))
+    accelerators = [a for d in wants for a in d.accelerators]
+    if accelerators:
+        try:
+            choose_units(node.free_milli, node.scopes, accelerators)
+        except UnitShortage as exc:
+            yield str(exc)
+
+
+def _homes(state: AllocatorState, constraints: Constraints) -> dict[str, frozenset[str]]:
+    """Where the components are that this one must join: those it names, and those that name it."""
+    homes: dict[str, set[str]] = {}
+    for cnm, other in state.members(constraints.workload) if constraints.workload else ():
+        joins = other.component in constraints.together or constraints.component in other.together
+        if joins and other.component != constraints.component:
+            homes.setdefault(other.component, set()).add(cnm)
+    return {component: frozenset(places) for component, places in homes.items()}

@@ -1,0 +1,252 @@
+"""Who has what: the allocator's books. Pure; the caller is the only one who changes them.
+
+Nothing is ever given twice: `commit` refuses what does not fit. Only `adopt`, for what a CNM was
+found to run already, may go beyond a capacity that has shrunk; such a CNM has nothing free.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from firmware.allocator.types import (
+    NO_CONSTRAINTS,
+    WHOLE_MILLI,
+    AcceleratorUnit,
+    CnmView,
+    Constraints,
+    Demand,
+    DoesNotFit,
+)
+from firmware.allocator.units import PoolKey, UnitShortage, choose_units
+from firmware.allocator.words import shortage
+
+_ZERO = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """What one instance has on one CNM."""
+
+    instance: str
+    demand: Demand
+    constraints: Constraints
+    units: tuple[AcceleratorUnit, ...]
+
+
+class Node:
+    """One CNM's books. Read it; `AllocatorState` writes it."""
+
+    def __init__(self, view: CnmView) -> None:
+        self.view = view
+        self.used: tuple[int, int, int, int] = _ZERO
+        self.expected_cpu_milli = 0  # reservations or measured use, whichever is more
+        self.expected_memory_bytes = 0
+        self.holds: dict[str, Hold] = {}
+        self.components: dict[tuple[str, str], int] = {}  # (workload, component) -> instances
+        self.free_milli: dict[PoolKey, list[int]] = {}
+        self.scopes: dict[PoolKey, str] = {}
+        self.set_view(view)
+
+    def set_view(self, view: CnmView) -> None:
+        """New capacity, labels or load; what is held stays held."""
+        self.view = view
+        counts: dict[PoolKey, int] = {}
+        self.scopes = {}
+        for pool in view.capacity.accelerators:
+            key = (pool.kind, pool.model)
+            counts[key] = counts.get(key, 0) + pool.count
+            self.scopes[key] = pool.scope
+        self.free_milli = {key: [WHOLE_MILLI] * count for key, count in counts.items()}
+        for hold in self.holds.values():
+            self._move_units(hold.units, -1)
+
+    @property
+    def free(self) -> tuple[int, int, int, int]:
+        """Negative where adopted instances exceed the capacity."""
+        total = self.view.capacity.vector
+        used = self.used
+        return (
+            total[0] - used[0],
+            total[1] - used[1],
+            total[2] - used[2],
+            total[3] - used[3],
+        )
+
+    def hold(self, hold: Hold) -> None:
+        assert hold.instance not in self.holds
+        self.holds[hold.instance] = hold
+        self._count(hold, 1)
+
+    def drop(self, instance: str) -> Hold:
+        hold = self.holds.pop(instance)
+        self._count(hold, -1)
+        return hold
+
+    def _count(self, hold: Hold, sign: int) -> None:
+        want = hold.demand.vector
+        used = self.used
+        self.used = (
+            used[0] + sign * want[0],
+            used[1] + sign * want[1],
+            used[2] + sign * want[2],
+            used[3] + sign * want[3],
+        )
+        self.expected_cpu_milli += sign * hold.demand.expected_cpu_milli
+        self.expected_memory_bytes += sign * hold.demand.expected_memory_bytes
+        key = (hold.constraints.workload, hold.constraints.component)
+        count = self.components.get(key, 0) + sign
+        if count:
+            self.components[key] = count
+        else:
+            del self.components[key]
+        self._move_units(hold.units, -sign)
+
+    def _move_units(self, units: tuple[AcceleratorUnit, ...], sign: int) -> None:
+        for unit in units:
+            pool = self.free_milli.get((unit.kind, unit.model), [])
+            if unit.index < len(pool):  # else the unit has gone with a smaller capacity
+                pool[unit.index] += sign * unit.milli
+
+
+class AllocatorState:
+    """All CNMs. `nodes` is keyed by CNM id; answers never depend on its order."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self._where: dict[str, set[str]] = {}  # instance -> CNMs; two during a move
+        self._members: dict[str, set[tuple[str, str]]] = {}  # workload -> (instance, CNM)
+
+    def add_cnm(self, view: CnmView) -> None:
+        """A new CNM, or a new view of one that is known."""
+        node = self.nodes.get(view.id)
+        if node is None:
+            self.nodes[view.id] = Node(view)
+        else:
+            node.set_view(view)
+
+    def remove_cnm(self, cnm: str) -> tuple[str, ...]:
+        """Forget a CNM and what is held there; the instances that it held. Unknown: none."""
+        node = self.nodes.get(cnm)
+        if node is None:
+            return ()
+        gone = tuple(sorted(node.holds))
+        for instance in gone:
+            self.release(instance, cnm)
+        del self.nodes[cnm]
+        return gone
+
+    def set_schedulable(self, cnm: str, why_not: str) -> None:
+        """ "" lets it take new instances; anything else is the reason why it does not."""
+        node = self.nodes[cnm]
+        node.view = replace(node.view, why_not=why_not)
+
+    def set_load(self, cnm: str, *, cpu_milli: int, memory_bytes: int) -> None:
+        """What the CNM was last measured to use."""
+        node = self.nodes[cnm]
+        node.view = replace(node.view, load_cpu_milli=cpu_milli, load_memory_bytes=memory_bytes)
+
+    def commit(
+        self,
+        instance: str,
+        cnm: str,
+        demand: Demand,
+        constraints: Constraints = NO_CONSTRAINTS,
+    ) -> tuple[AcceleratorUnit, ...]:
+        """Give it to the instance. One instance may be on two CNMs (a move), never twice on one.
+        Raises DoesNotFit with the first shortage; then nothing has changed."""
+        node = self.nodes.get(cnm)
+        if node is None:
+            raise DoesNotFit(instance, cnm, "no such CNM")
+        if instance in node.holds:
+            raise DoesNotFit(instance, cnm, "it is held there already")
+        short = first_shortage(node, demand)
+        if short:
+            raise DoesNotFit(instance, cnm, short)
+        units = choose_units(node.free_milli, node.scopes, demand.accelerators)
+        self._hold(node, instance, demand, constraints, units)
+        return units
+
+    def adopt(
+        self,
+        instance: str,
+        cnm: str,
+        demand: Demand,
+        constraints: Constraints = NO_CONSTRAINTS,
+    ) -> tuple[AcceleratorUnit, ...]:
+        """Book what runs there already, even beyond the capacity: refusing the books would not
+        stop the instance. Raises DoesNotFit for an unknown CNM or a second booking only."""
+        try:
+            return self.commit(instance, cnm, demand, constraints)
+        except DoesNotFit:
+            node = self.nodes.get(cnm)
+            if node is None or instance in node.holds:
+                raise
+        try:
+            units = choose_units(node.free_milli, node.scopes, demand.accelerators)
+        except UnitShortage:
+            units = ()  # it keeps what it has; we can't say which
+        self._hold(node, instance, demand, constraints, units)
+        return units
+
+    def _hold(
+        self,
+        node: Node,
+        instance: str,
+        demand: Demand,
+        constraints: Constraints,
+        units: tuple[AcceleratorUnit, ...],
+    ) -> None:
+        hold = Hold(instance=instance, demand=demand, constraints=constraints, units=units)
+        node.hold(hold)
+        self._where.setdefault(instance, set()).add(node.view.id)
+        self._members.setdefault(constraints.workload, set()).add((instance, node.view.id))
+
+    def release(self, instance: str, cnm: str | None = None) -> bool:
+        """Take it back, from one CNM or from all; exactly what was given. False: it held none."""
+        places = self._where.get(instance, set())
+        gone = [place for place in places if cnm in (None, place)]
+        for place in gone:
+            workload = self.nodes[place].drop(instance).constraints.workload
+            places.discard(place)
+            members = self._members[workload]
+            members.discard((instance, place))
+            if not members:
+                del self._members[workload]
+        if not places:
+            self._where.pop(instance, None)
+        return bool(gone)
+
+    def members(self, workload: str) -> Iterator[tuple[str, Constraints]]:
+        """(CNM, constraints) of all that is held for a workload; in no order."""
+        for instance, cnm in self._members.get(workload, ()):
+            yield cnm, self.nodes[cnm].holds[instance].constraints
+
+    def places(self, instance: str) -> tuple[str, ...]:
+        return tuple(sorted(self._where.get(instance, ())))
+
+    def hold_of(self, instance: str, cnm: str | None = None) -> Hold | None:
+        """What it holds there; without a CNM, on the first in the order of ids."""
+        for place in self.places(instance):
+            if cnm in (None, place):
+                return self.nodes[place].holds[instance]
+        return None
+
+    def instances(self) -> Mapping[str, tuple[str, ...]]:
+        return {instance: self.places(instance) for instance in sorted(self._where)}
+
+
+def first_shortage(node: Node, demand: Demand) -> str:
+    """The first resource that is not there in full; "" when all are."""
+    for dimension, want, free, total in zip(
+        ("cpu", "memory", "nvme", "link"),
+        demand.vector,
+        node.free,
+        node.view.capacity.vector,
+        strict=True,
+    ):
+        if want > free and want > 0:
+            return shortage(dimension, want, free, total)
+    try:
+        choose_units(node.free_milli, node.scopes, demand.accelerators)
+    except UnitShortage as exc:
+        return str(exc)
+    return ""
