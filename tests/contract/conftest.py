@@ -34,7 +34,7 @@ from tests.contract.rigs import Backend, World
 from tests.contract.worlds import RealWorld, VirtualWorld
 
 
-@pytest.fixture()
+@pytest.fixture
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """The world of the backend that the test is parametrised with."""
     backend: Backend = request.getfixturevalue("backend")
@@ -43,7 +43,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     made.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def rig(backend: Backend, world: World, tmp_path: Path) -> Iterator[object]:
     """The port under test; `backend` comes from the suite's `pytest.mark.parametrize`."""
     made = backend.factory(tmp_path, world.reactor)
