@@ -73,7 +73,8 @@ def test_timers_of_a_loop_on_it_fire_in_order_and_not_early(rig: ClockRig, world
     for delay_ms in (5, 1, 3):
         due = start + delay_ms * 1_000_000
         world.reactor.call_at(
-            due, lambda due=due: fired.append((due, world.reactor.now_ns()))  # type: ignore[misc]
+            due,
+            lambda due=due: fired.append((due, world.reactor.now_ns())),
         )
     world.run_until(lambda: len(fired) == 3)
     assert [due for due, _ in fired] == sorted(due for due, _ in fired)

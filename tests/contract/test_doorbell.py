@@ -41,9 +41,7 @@ def test_a_ring_does_not_wake_the_ringer(rig: DoorbellRig, world: World) -> None
     assert own == []
 
 
-def test_rings_that_nobody_cleared_coalesce_and_never_block(
-    rig: DoorbellRig, world: World
-) -> None:
+def test_rings_that_nobody_cleared_coalesce_and_never_block(rig: DoorbellRig, world: World) -> None:
     for _ in range(MANY):
         rig.a.ring()
     wakes = count_wakes(world, rig)
@@ -63,7 +61,7 @@ def test_a_ring_after_the_clear_wakes_again(rig: DoorbellRig, world: World) -> N
     wakes = count_wakes(world, rig)
     for turn in range(1, 6):
         rig.a.ring()
-        world.run_until(lambda turn=turn: len(wakes) == turn)  # type: ignore[misc]
+        world.run_until(lambda turn=turn: len(wakes) == turn)
 
 
 def test_clearing_a_silent_bell_does_nothing(rig: DoorbellRig) -> None:
