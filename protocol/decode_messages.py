@@ -148,6 +148,9 @@ def _apf(message: bytes, vendor_id: int) -> Node:
     from protocol import apf  # the codec of 24 layouts: loaded when one is met
 
     fields: dict[str, Any] = {}
+    if _is_vendor(message) and message[1:3] != vendor_id.to_bytes(2, "big"):
+        text = f"vendor id is 0x{message[1:3].hex().upper()}, ours 0x{vendor_id:04X}"
+        return node("apf", _vendor(message)["fields"], error_of("bad_vendor", 1, text))
     if len(message) >= 12:
         fields = {
             "type": message[0],
