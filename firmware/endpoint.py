@@ -161,12 +161,18 @@ class Endpoint:
         self._start_waiting()
 
     def control(
-        self, command: int, data: bytes, done: Callable[[bytes | RequestError], None]
+        self,
+        command: int,
+        data: bytes,
+        done: Callable[[bytes | RequestError], None],
+        *,
+        timeout_ms: int = TIMEOUT_MS,
+        attempts: int = ATTEMPTS,
     ) -> None:
         """Send an MCTP control request; `done` gets its answer from the completion code on."""
         iid = self._next_iid
         self._next_iid = (iid + 1) % CONTROL_IIDS
-        self.request(_Control(command, iid, data), done)
+        self.request(_Control(command, iid, data), done, timeout_ms=timeout_ms, attempts=attempts)
 
     def notify(self, body: Body, *, urgent: bool = False) -> bool:
         """Send a notice; False when the line could not take it."""

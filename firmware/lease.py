@@ -63,6 +63,11 @@ class CardLease:
         self.restore(boot_id, now_ns)
         self.state = LeaseState.FENCING
 
+    def restore_fenced(self, boot_id: bytes) -> None:
+        """Its generations were released before the restart; it may boot or be admitted anew."""
+        self.state = LeaseState.FENCED
+        self.boot_id = boot_id
+
     def on_boot(self, boot_id: bytes, now_ns: int) -> FenceProof | None:
         """A HELLO. A boot id other than the one that was granted proves the old one dead (9d)."""
         if boot_id == self.boot_id:

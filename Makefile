@@ -1,0 +1,40 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: setup demo test check bench packages clean
+
+setup: $(STAMP)
+
+# As root, Debian's packages that are missing are installed; otherwise they are named.
+packages:
+	@bash tools/rig/packages.sh
+
+$(STAMP): pyproject.toml setup.py hal/native_build.py | packages
+	test -x $(BIN)/python || $$(command -v $(PYTHON) || echo python3) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/apf demo --board local
+
+# The fast rings on all cores, then those that start processes, one after the other.
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n auto -m 'not process'
+	$(BIN)/python -m pytest -q -m process
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_house.py
+
+bench: $(STAMP)
+	$(BIN)/apf bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info

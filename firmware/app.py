@@ -1,0 +1,178 @@
+"""Composition root of the card daemon: `python -m firmware.app --board FILE --run DIR --state DIR`.
+
+The only place in firmware, beside firmware/cnm/app.py, that names concrete backends.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hal.linux.notify import open_notifier
+
+from firmware import rpc
+from firmware.api import Api
+from firmware.board import load_board
+from firmware.board_types import Board, Slot
+from firmware.card import Card, CardPorts
+from firmware.control_socket import ControlSocket
+from firmware.fields import FieldError
+from firmware.journal import JournalError
+from firmware.loop import Loop
+from firmware.watchdog import Watchdog
+from hal.errors import HalError, Unavailable
+from hal.linux.blobs import LinuxBlobStore
+from hal.linux.clock import LinuxClock
+from hal.linux.entropy import LinuxEntropy
+from hal.linux.journal import SqliteJournal
+from hal.linux.serial import SerialLine
+from hal.linux.unix_server import UnixServer, group_id
+from hal.linux.workers import Workers
+from hal.local.client import KeeperClient
+from hal.local.hostview import LocalHostView
+from hal.local.power import LocalPower
+from hal.local.window import submit_open_window
+from hal.ports import ByteStream, Done, Doorbell, Window
+from hal.registry import parse_spec
+
+EXIT_START_FAILED = 3
+EXIT_KEEPER_LOST = 5
+OPERATORS_GROUP = "apf"  # its members may run workloads
+
+
+class LocalSlotPorts:
+    """A slot of the local board: ttys by path, the window from the keeper."""
+
+    def __init__(self, slot: Slot, run: Path, client: KeeperClient) -> None:
+        self._slot = slot
+        self._run = run
+        self._client = client
+
+    def open_mc(self) -> ByteStream:
+        return self._serial(self._slot.mc)
+
+    def open_agent(self) -> ByteStream:
+        return self._serial(self._slot.agent)
+
+    def _serial(self, text: str) -> ByteStream:
+        spec = parse_spec(text.replace("${run}", str(self._run)))
+        return SerialLine(spec.target, baud=int(spec.options.get("baud", "115200")))
+
+    def open_window(self, deadline_ns: int, done: Done[tuple[Window, Doorbell]]) -> None:
+        submit_open_window(self._client, self._slot.slot, deadline_ns, done)
+
+
+def local_ports(
+    board: Board, run: Path, state: Path, loop: Loop, clock: LinuxClock, client: KeeperClient
+) -> CardPorts:
+    """The ports of a card whose board is this machine."""
+    workers = Workers(loop)
+    return CardPorts(
+        entropy=LinuxEntropy(),
+        power=LocalPower(client),
+        journal=SqliteJournal(state / "journal.db", loop),
+        blobs=LinuxBlobStore(state / "blobs", loop, workers),
+        host=LocalHostView(client),
+        slots={slot.id: LocalSlotPorts(slot, run, client) for slot in board.slots},
+        runc_roots={slot.id: str(run / "cnm" / slot.id / "runc") for slot in board.slots},
+        wall_ns=clock.wall_ns,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon until it is told to stop; the exit status."""
+    parser = argparse.ArgumentParser(prog="apf-card", description="The card daemon.")
+    parser.add_argument("--board", required=True)
+    parser.add_argument("--run", required=True, type=Path)
+    parser.add_argument("--state", required=True, type=Path)
+    parser.add_argument("--safe", action="store_true", help="keep what runs, refuse new work")
+    args = parser.parse_args(argv)
+    try:
+        return _run(args.board, args.run, args.state, safe=args.safe)
+    except (HalError, JournalError, FieldError) as exc:
+        sys.stderr.write(f"apf-card: {exc}\n")
+        return EXIT_START_FAILED
+
+
+def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
+    board = load_board(board_name, run_dir=str(run))
+    if board.kind != "local":
+        raise Unavailable(
+            f"board {board.name} is of kind {board.kind}: a daemon runs on kind local; "
+            "mock boards live inside tests and the simulator"
+        )
+    clock = LinuxClock()
+    loop = Loop(clock)
+    client = KeeperClient(run, loop)
+    card = Card(board, loop, local_ports(board, run, state, loop, clock, client), safe_mode=safe)
+    notifier = open_notifier()
+    watchdog = Watchdog(loop, notifier)
+    status = {"code": 0}
+    keeper_pid = _read_pid(run / "keeper.pid")
+
+    def pids() -> Mapping[str, int | None]:
+        return {
+            "daemon_pid": os.getpid(),
+            "keeper_pid": keeper_pid,
+            "supervisor_pid": _read_pid(run / "supervisor.pid"),
+        }
+
+    table = rpc.MethodTable()
+    Api(card, pids=pids).register(table)
+    server = ControlSocket(loop, UnixServer(str(run / "apf.sock")), rpc.Dispatcher(table), _roles())
+
+    def stop(code: int) -> None:
+        status["code"] = code
+        notifier.send("STOPPING=1")
+        loop.stop()
+
+    def started(error: JournalError | None) -> None:
+        if error is not None:
+            sys.stderr.write(f"apf-card: {error}\n")
+            stop(EXIT_START_FAILED)
+            return
+        server.start()
+        watchdog.start()
+        notifier.send("READY=1")
+
+    card.on_shutdown = _ask_supervisor(run, lambda: stop(0))
+    client.on_lost(lambda _error: stop(EXIT_KEEPER_LOST))
+    loop.post(lambda: card.start(started))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: loop.post(lambda: stop(0)))
+    loop.run()
+    server.close()
+    card.journal.close()
+    return status["code"]
+
+
+def _ask_supervisor(run: Path, alone: Callable[[], None]) -> Callable[[], None]:
+    """Shutting down is the supervisor's work: it stops the daemon, then the keeper."""
+
+    def ask() -> None:
+        pid = _read_pid(run / "supervisor.pid")
+        if pid is not None and pid == os.getppid():
+            os.kill(pid, signal.SIGTERM)
+        else:
+            alone()
+
+    return ask
+
+
+def _roles() -> rpc.RolePolicy:
+    gid = group_id(OPERATORS_GROUP)
+    gids = frozenset() if gid is None else frozenset({gid})
+    return rpc.RolePolicy(admin_uids=frozenset({0, os.getuid()}), operate_gids=gids)
+
+
+def _read_pid(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

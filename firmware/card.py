@@ -1,0 +1,354 @@
+"""The card: all its services, wired together over ports. No concrete backend is named here.
+
+`firmware.app` builds it over Linux and the local board; tests and the simulator over the mock.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from firmware.board_types import Board, Slot
+from firmware.decisions import Decisions
+from firmware.deployer import Deployer
+from firmware.discovery import Discovery
+from firmware.endpoint import Endpoint
+from firmware.events import EventCode, EventLog
+from firmware.fencing import Fencing
+from firmware.hostpids import HostPids
+from firmware.images import ImageStore, normal_ref
+from firmware.inventory import Cnm, CnmPorts, Inventory
+from firmware.journal import Journal, JournalError, Kind
+from firmware.lease import CardLease, LeaseState
+from firmware.link import Link
+from firmware.logs import InstanceLogs
+from firmware.loop import MS, Loop
+from firmware.monitor import Monitor
+from firmware.placer import Placer
+from firmware.profiler import ProfileTable
+from firmware.rebalancer import Rebalancer
+from firmware.reconciler import Reconciler
+from firmware.rpc import refused
+from firmware.sessions import CnmSessions
+from firmware.status import StatusReader
+from firmware.storage import Volumes
+from firmware.views import Views
+from hal.ports import BlobStore, Entropy, HostView, JournalStore, SlotPower
+from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telemetry
+
+SOFTWARE: Final = "apf-card/0.1.0"
+SCAN_NS: Final = 250 * MS
+CARD_UUID_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardPorts:
+    """The hardware of the card."""
+
+    entropy: Entropy
+    power: SlotPower
+    journal: JournalStore
+    blobs: BlobStore
+    host: HostView | None
+    slots: Mapping[str, CnmPorts]
+    runc_roots: Mapping[str, str]
+    wall_ns: Callable[[], int]
+
+
+class Card:
+    """Everything that the daemon does, on one loop."""
+
+    def __init__(self, board: Board, loop: Loop, ports: CardPorts, *, safe_mode: bool) -> None:
+        self.board = board
+        self.loop = loop
+        self.safe_mode = safe_mode
+        self.ready = False
+        self.submitting: set[str] = set()  # names on their way to the disk
+        self.on_shutdown: Callable[[], None] = lambda: None
+        self._ports = ports
+        self._start_ns = loop.now_ns()
+        self.events = EventLog(loop, ports.wall_ns)
+        self.journal = Journal(ports.journal)
+        self.decisions = Decisions(self.journal, loop, self.events)
+        self.inventory = Inventory()
+        self.profiles = ProfileTable()
+        self.placer = Placer(self.inventory, self.decisions, self.profiles)
+        self.images = ImageStore(
+            ports.blobs,
+            self.journal,
+            loop,
+            self.events,
+            used_by=self._image_users,
+            keeps=self._volume_needs,
+        )
+        self.volumes = Volumes(
+            loop, self.decisions, ports.blobs, self.events, ports.wall_ns, self.ctx
+        )
+        self.status_reader = StatusReader(self._on_report)
+        self.deployer = Deployer(
+            loop,
+            self.inventory,
+            self.decisions,
+            self.events,
+            ports.blobs,
+            self.images,
+            self.volumes,
+            self.status_reader,
+            kick=self._kick,
+        )
+        self.reconciler = Reconciler(
+            loop,
+            self.inventory,
+            self.decisions,
+            self.deployer,
+            self.placer,
+            self.volumes,
+            self.events,
+        )
+        self.monitor = Monitor(
+            loop,
+            self.decisions,
+            self.placer,
+            self.profiles,
+            self.events,
+            board.thresholds,
+            on_loaded=self._on_loaded,
+        )
+        self.rebalancer = Rebalancer(
+            loop,
+            self.inventory,
+            self.decisions,
+            self.reconciler,
+            self.events,
+            board.thresholds,
+            self.monitor.cpu_milli,
+        )
+        self.sessions = CnmSessions(loop, ports.entropy, ports.blobs, self.events, self.ctx)
+        self.discovery = Discovery(
+            loop,
+            self.inventory,
+            self.decisions,
+            self.events,
+            self.status_reader,
+            self.sessions,
+            software=SOFTWARE,
+            on_boot=self._on_boot,
+            on_ready=self._on_ready,
+        )
+        self.host = HostPids(loop, ports.host)
+        self.fencing = Fencing(
+            loop,
+            self.inventory,
+            self.decisions,
+            self.events,
+            ports.power,
+            self.discovery,
+            lease_ms=board.timing.lease_ms,
+            on_fenced=self._on_fenced,
+        )
+        self.views = Views(
+            loop,
+            self.inventory,
+            self.decisions,
+            self.reconciler,
+            self.placer,
+            self.host,
+            self.events,
+        )
+        self.logs = InstanceLogs(self.inventory, self.decisions)
+        self.inventory.on_change = self.on_cnm_change
+
+    def start(self, done: Callable[[JournalError | None], None]) -> None:
+        """Read the journal, write the new epoch, then open the links: `done(None)` when the card
+        answers requests. Raises JournalError when the journal can't be read."""
+        self.journal.load()
+        self.decisions.load()
+
+        def begun(error: JournalError | None) -> None:
+            if error is None:
+                self._open_slots()
+                self.ready = True
+                self.events.emit(
+                    EventCode.CARD_STARTED,
+                    f"epoch {self.decisions.epoch}, board {self.board.name}, "
+                    f"{len(self.decisions.assignments)} assignments"
+                    + (", safe mode: new work is refused" if self.safe_mode else ""),
+                )
+            done(error)
+
+        self.decisions.begin_epoch(self._ports.entropy.random_bytes(CARD_UUID_BYTES), begun)
+
+    def _open_slots(self) -> None:
+        for slot in self.board.slots:
+            self.inventory.add(self._open_slot(slot))
+        self.fencing.start()
+        for cnm in self.inventory:
+            self.placer.update(cnm)
+        self.loop.every(SCAN_NS, self.discovery.scan_cnms)
+        for name in list(self.decisions.workloads):
+            self.reconciler.kick_workload(name)
+            self.reconciler.finish_workload(name)
+        self.reconciler.kick_all(list(self.decisions.assignments))
+        for cnm in self.inventory:
+            self.rebalancer.drain(cnm)
+
+    def _open_slot(self, slot: Slot) -> Cnm:
+        ports = self._ports.slots[slot.id]
+        ends = {}
+        for name, opener in (("mc", ports.open_mc), ("agent", ports.open_agent)):
+            link = Link(self.loop, opener, name=f"{slot.id}/{name}")
+            ends[name] = Endpoint(
+                self.loop,
+                link,
+                entropy=self._ports.entropy,
+                name=f"{slot.id}/{name}",
+                vendor_id=self.board.vendor_id,
+            )
+        cnm = Cnm(
+            id=slot.id,
+            config=slot,
+            lease=CardLease(self.board.timing, power_fence=False),
+            ports=ports,
+            mc=ends["mc"],
+            agent=ends["agent"],
+            runc_root=self._ports.runc_roots.get(slot.id),
+        )
+        cnm.mc.on_notice(Heartbeat, lambda beat: self._on_heartbeat(cnm, beat))
+        cnm.mc.on_notice(Telemetry, lambda report: self.monitor.on_telemetry(cnm, report))
+        cnm.agent.on_notice(
+            InstanceTelemetry, lambda report: self.monitor.on_instances(cnm, report)
+        )
+        cnm.agent.on_notice(StatusChanged, lambda hint: self._on_hint(cnm, hint))
+        return cnm
+
+    # --- what the services tell each other ---
+
+    def ctx(self, cnm: Cnm) -> Ctx:
+        """Rule 1: who commands whom."""
+        return Ctx(
+            card_uuid=self.decisions.card_uuid, epoch=self.decisions.epoch, boot_id=cnm.boot_id
+        )
+
+    def _kick(self, instance: str) -> None:
+        self.reconciler.kick(instance)
+
+    def _on_heartbeat(self, cnm: Cnm, heartbeat: Heartbeat) -> None:
+        self.fencing.on_heartbeat(cnm, heartbeat)
+        if heartbeat.boot_id == cnm.boot_id:
+            self.monitor.on_agent_age(cnm, heartbeat.agent_age_ms)
+            if heartbeat.status_seq != cnm.observed_seq:
+                self.status_reader.wish(cnm)
+
+    def _on_hint(self, cnm: Cnm, hint: StatusChanged) -> None:
+        if hint.boot_id == cnm.boot_id and hint.status_seq != cnm.observed_seq:
+            self.status_reader.wish(cnm)
+
+    def _on_report(self, cnm: Cnm, changed: set[str]) -> None:
+        self.reconciler.on_report(cnm, changed)
+        if changed:
+            self.host.refresh(cnm)
+
+    def _on_boot(self, cnm: Cnm) -> None:
+        self.monitor.forget(cnm)
+        self.host.forget(cnm)
+        self.on_cnm_change(cnm)
+
+    def _on_ready(self, cnm: Cnm) -> None:
+        self.fencing.on_admitted(cnm)
+        self.host.refresh(cnm)
+        self.on_cnm_change(cnm)
+        self.reconciler.on_report(cnm, ())
+
+    def _on_fenced(self, cnm: Cnm) -> None:
+        self.discovery.forget(cnm)
+        self.monitor.forget(cnm)
+        self.host.forget(cnm)
+
+    def on_cnm_change(self, cnm: Cnm) -> None:
+        """A module's state changed: who may go there, and what must leave."""
+        self.placer.update(cnm)
+        self.reconciler.kick_cnm(cnm)
+        self.rebalancer.drain(cnm)
+
+    def _on_loaded(self, cnm: Cnm) -> None:
+        if not self.safe_mode and not cnm.draining:
+            self.rebalancer.shed(cnm)
+
+    def _image_users(self, ref: str) -> list[str]:
+        return [
+            record.workload.name
+            for record in self.decisions.workloads.values()
+            if any(normal_ref(component.image) == ref for component in record.workload.components)
+        ]
+
+    def _volume_needs(self, digest: bytes) -> bool:
+        return digest in set(self.volumes.live_blobs())
+
+    # --- for the control socket ---
+
+    def check_open(self) -> None:
+        """Raises RpcError when new work is not taken."""
+        if self.safe_mode:
+            raise refused(
+                "safe_mode",
+                "the daemon is in safe mode after repeated crashes: what runs is kept, new work "
+                "is refused; see apf events, then restart it (apf down, apf up)",
+            )
+        if self.journal.failed:
+            raise refused(
+                "journal_failed",
+                f"the journal can't be written ({self.journal.failed}): what runs is kept, new "
+                "work is refused; mend the disk, then restart the daemon",
+            )
+
+    def flush_volume(self, name: str, done: Callable[[str], None]) -> None:
+        """Bring a volume home now, from the running instance that owns it."""
+        if name not in self.journal.items(Kind.VOLUME):
+            done(f"there is no volume {name!r}")
+            return
+        for assignment in self.decisions.assignments.values():
+            place = assignment.place
+            if name not in assignment.volumes or place is None:
+                continue
+            cnm = self.inventory.get(place.cnm)
+            if cnm is None or not cnm.current or cnm.boot_id != place.boot_id:
+                continue
+            self.volumes.flush(cnm, assignment.instance, place.generation, [name], done)
+            return
+        done("")  # nobody has it: what is on the card is all there is
+
+    def status(self) -> dict[str, Any]:
+        """`apf status`, without the pids."""
+        states: dict[str, int] = {}
+        for cnm in self.inventory:
+            states[cnm.state.value] = states.get(cnm.state.value, 0) + 1
+        leased = sum(cnm.lease.state is LeaseState.LEASED for cnm in self.inventory)
+        return {
+            "ready": self.ready,
+            "safe_mode": self.safe_mode,
+            "epoch": self.decisions.epoch,
+            "card_uuid": self.decisions.card_uuid.hex(),
+            "board": self.board.name,
+            "board_file": self.board.files[0] if self.board.files else None,
+            "uptime_ms": (self.loop.now_ns() - self._start_ns) // MS,
+            "longest_stall_ms": self.loop.longest_turn_ns // MS,
+            "cnms": states,
+            "leased": leased,
+            "workloads": len(self.decisions.workloads),
+            "assignments": len(self.decisions.assignments),
+            "journal": {
+                "commits": self.journal.commits,
+                "refused": self.journal.refused,
+                "in_flight": self.journal.in_flight,
+                "failed": self.journal.failed,
+            },
+            "counters": {
+                "grants": self.fencing.grants,
+                "events": self.events.next_seq - 1,
+                "events_suppressed": self.events.suppressed,
+            },
+        }
+
+    def shut_down(self) -> None:
+        """Stop the daemon, and with it (by its supervisor) the local board."""
+        self.events.emit(EventCode.CARD_STOPPING, "on request")
+        self.on_shutdown()

@@ -1,0 +1,218 @@
+"""The card's decisions, typed, over the journal: what the reconciler works from.
+
+Everything here was acknowledged by the store: a caller that is told "durable" may act on it, and
+what it sees in `assignments` or `workloads` a power cut does not take back. A decision that the
+store refuses has not been made; the store's failure is said once, and whoever needed it asks again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from firmware.assignments import Assignment
+from firmware.events import EventCode, EventLog
+from firmware.inventory import Cnm
+from firmware.journal import Change, Journal, JournalError, Kind
+from firmware.lease import LeaseState
+from firmware.loop import Loop
+from firmware.workload import Workload
+
+GENERATION_KEY: Final = "generation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadDecision:
+    """A workload that was accepted; `deleted` until nothing of it is left."""
+
+    workload: Workload
+    deleted: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"workload": self.workload.to_json(), "deleted": self.deleted}
+
+
+class Decisions:
+    """Loop thread only."""
+
+    def __init__(self, journal: Journal, loop: Loop, events: EventLog) -> None:
+        self.journal = journal
+        self.workloads: dict[str, WorkloadDecision] = {}
+        self.assignments: dict[str, Assignment] = {}
+        self.pending: set[str] = set()  # instances with a decision on its way to the disk
+        self.epoch = 0
+        self.card_uuid = b""
+        self.on_assignment: Callable[[str], None] = lambda _instance: None
+        self._loop = loop
+        self._events = events
+        self._generation = 0
+
+    def load(self) -> None:
+        """Read the journal's image, after `Journal.load`. Raises JournalError."""
+        for name, record in self.journal.items(Kind.WORKLOAD).items():
+            document: Any = record["workload"]
+            self.workloads[name] = WorkloadDecision(
+                workload=Workload.from_json(document), deleted=bool(record.get("deleted"))
+            )
+        for name, record in self.journal.items(Kind.ASSIGNMENT).items():
+            self.assignments[name] = Assignment.from_json(record)
+        value: Any = (self.journal.get(Kind.META, GENERATION_KEY) or {}).get("value", 0)
+        places = [a.place for a in self.assignments.values()]
+        places += [a.target for a in self.assignments.values()]
+        self._generation = max([value, *(place.generation for place in places if place)])
+
+    def begin_epoch(self, fresh_uuid: bytes, done: Callable[[JournalError | None], None]) -> None:
+        """Epoch + 1 is on disk before any frame leaves the card (rule 2)."""
+
+        def begun(error: JournalError | None) -> None:
+            if error is None:
+                self.epoch = self.journal.epoch
+                self.card_uuid = bytes.fromhex(self.journal.card_uuid or "")
+            done(error)
+
+        self.journal.begin_epoch(fresh_uuid.hex(), begun)
+
+    def next_generation(self) -> int:
+        """Ever-growing over all instances of the card; durable with the batch that uses it."""
+        self._generation += 1
+        return self._generation
+
+    # --- instances and workloads ---
+
+    def assign(
+        self, changes: Sequence[Assignment], done: Callable[[bool], None] | None = None
+    ) -> None:
+        """Write assignments, all or none."""
+        batch = [
+            Change(kind=Kind.ASSIGNMENT, key=item.instance, value=item.to_json())
+            for item in changes
+        ]
+        batch.append(Change(kind=Kind.META, key=GENERATION_KEY, value={"value": self._generation}))
+
+        def applied() -> None:
+            self.assignments.update((item.instance, item) for item in changes)
+
+        self._commit([item.instance for item in changes], batch, applied, done)
+
+    def forget(self, instance: str, done: Callable[[bool], None] | None = None) -> None:
+        """Nothing of this instance is left anywhere."""
+        batch = [Change(kind=Kind.ASSIGNMENT, key=instance, value=None)]
+        self._commit([instance], batch, lambda: self._drop(instance), done)
+
+    def _drop(self, instance: str) -> None:
+        self.assignments.pop(instance, None)
+
+    def accept(
+        self,
+        decision: WorkloadDecision,
+        volumes: Sequence[Change],
+        done: Callable[[JournalError | None], None],
+    ) -> None:
+        """Accept a workload (or mark it deleted), with the volumes that it brings."""
+        name = decision.workload.name
+        batch = [Change(kind=Kind.WORKLOAD, key=name, value=decision.to_json()), *volumes]
+
+        def committed(error: JournalError | None) -> None:
+            if error is None:
+                self.workloads[name] = decision
+            else:
+                self._say(error)
+            done(error)
+
+        self.journal.commit(batch, committed)
+
+    def erase_workload(self, name: str, done: Callable[[bool], None]) -> None:
+        """Its last instance is gone."""
+        batch = [Change(kind=Kind.WORKLOAD, key=name, value=None)]
+        self._commit([], batch, lambda: self._drop_workload(name), done)
+
+    def _drop_workload(self, name: str) -> None:
+        self.workloads.pop(name, None)
+
+    # --- modules ---
+
+    def cnm_record(self, cnm_id: str) -> dict[str, Any]:
+        """What the journal says of a module: uuid, boot_id, state, draining, power."""
+        return dict(self.journal.get(Kind.CNM, cnm_id) or {})
+
+    def grant(self, cnm: Cnm, durable: Callable[[], None]) -> None:
+        """ "granted" for this boot, on disk before its first grant (rule 2)."""
+        if cnm.granted_durable == cnm.boot_id:
+            durable()
+            return
+        boot_id = cnm.boot_id
+
+        def applied() -> None:
+            cnm.granted_durable = boot_id
+
+        def done(good: bool) -> None:
+            if good:
+                durable()
+
+        self._put_cnm(cnm, LeaseState.LEASED, applied, done)
+
+    def begin_fence(self, cnm: Cnm, done: Callable[[bool], None]) -> None:
+        """FENCING is irrevocable, so it is on disk before anybody acts on it (rule 8)."""
+        self._put_cnm(cnm, LeaseState.FENCING, lambda: None, done)
+
+    def fenced(self, cnm: Cnm, done: Callable[[bool], None]) -> None:
+        self._put_cnm(cnm, LeaseState.FENCED, lambda: None, done)
+
+    def keep(self, cnm: Cnm, done: Callable[[bool], None], **flags: bool) -> None:
+        """Change `draining` or `power_wanted`, on disk first."""
+
+        def applied() -> None:
+            for name, value in flags.items():
+                setattr(cnm, name, value)
+
+        record = {**self.cnm_record(cnm.id), **flags}
+        batch = [Change(kind=Kind.CNM, key=cnm.id, value=record)]
+        self._commit([], batch, applied, done)
+
+    def _put_cnm(
+        self,
+        cnm: Cnm,
+        state: LeaseState,
+        applied: Callable[[], None],
+        done: Callable[[bool], None],
+    ) -> None:
+        record = {
+            "uuid": cnm.uuid.hex(),
+            "boot_id": cnm.boot_id.hex(),
+            "state": state.value,
+            "draining": cnm.draining,
+            "power_wanted": cnm.power_wanted,
+        }
+        batch = [Change(kind=Kind.CNM, key=cnm.id, value=record)]
+        self._commit([], batch, applied, done)
+
+    # --- inside ---
+
+    def _commit(
+        self,
+        instances: Sequence[str],
+        batch: Sequence[Change],
+        applied: Callable[[], None],
+        done: Callable[[bool], None] | None,
+    ) -> None:
+        self.pending.update(instances)
+
+        def committed(error: JournalError | None) -> None:
+            self.pending.difference_update(instances)
+            if error is None:
+                applied()
+            else:
+                self._say(error)
+            if done is not None:
+                done(error is None)
+            for instance in instances:
+                self.on_assignment(instance)
+
+        self.journal.commit(batch, committed)
+
+    def _say(self, error: JournalError) -> None:
+        self._events.emit(EventCode.JOURNAL_FAILED, str(error))
+
+
+def moved(assignment: Assignment, **changes: Any) -> Assignment:
+    """A changed copy."""
+    return replace(assignment, **changes)

@@ -1,0 +1,399 @@
+"""`deploy_component`: image, data and spec to the module, then the commands that change instances.
+
+    stage    spec through the window -> DEPLOY -> what it names as missing -> DEPLOY again
+    start, stop, remove    one command each, idempotent at the far end (rule 1)
+
+Every job is known by what it does to which generation, so that the reconciler may ask for the same
+thing as often as it likes. A job that failed rests for a while; then it may be asked for again.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from firmware.assignments import Assignment, Place
+from firmware.decisions import Decisions
+from firmware.endpoint import RequestError, RequestRefused
+from firmware.events import EventCode, EventLog
+from firmware.images import Image, ImageStore
+from firmware.inventory import Cnm, Inventory
+from firmware.loop import MS, Loop
+from firmware.status import StatusReader
+from firmware.storage import VolumeError, Volumes
+from firmware.transfer import TransferError
+from firmware.workload import HOST_IMAGE, Component, RuntimeChoice
+from hal.errors import HalError, Unavailable
+from hal.ports import BlobStore
+from protocol.apf import (
+    AbortRequest,
+    Body,
+    CommitRequest,
+    Ctx,
+    DeployRequest,
+    PrepareRequest,
+    RefusalReason,
+    RemoveRequest,
+    StartRequest,
+    StopRequest,
+)
+
+SPEC_SCHEMA: Final = "apf-spec/1"
+SPEC_LIMIT_BYTES: Final = 512 << 10
+ROUNDS_LIMIT: Final = 64  # DEPLOY names at most 64 missing blobs at a time
+REST_FIRST_NS: Final = 100 * MS
+REST_MOST_NS: Final = 10_000 * MS
+STAGE_DEADLINE_NS: Final = 900_000 * MS
+FAILURES_KEPT: Final = 8192
+
+JobKey = tuple[str, str, int, str]  # verb, instance, generation, cnm
+
+
+class ReplyWithSeq(Protocol):
+    """What the answers to all commands have in common."""
+
+    @property
+    def status_seq(self) -> int: ...
+
+
+class Deployer:
+    """Carries out what the reconciler decides on the modules. Loop thread only."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        inventory: Inventory,
+        decisions: Decisions,
+        events: EventLog,
+        blobs: BlobStore,
+        images: ImageStore,
+        volumes: Volumes,
+        status: StatusReader,
+        *,
+        kick: Callable[[str], None],
+    ) -> None:
+        """`kick(instance)` whenever a job has ended, well or not."""
+        self._loop = loop
+        self._inventory = inventory
+        self._decisions = decisions
+        self._events = events
+        self._blobs = blobs
+        self._images = images
+        self._volumes = volumes
+        self._status = status
+        self._kick = kick
+        self._jobs: set[JobKey] = set()
+        self._failures: dict[JobKey, tuple[int, int, str]] = {}  # count, rest until, text
+
+    def ctx(self, cnm: Cnm) -> Ctx:
+        """Rule 1: who commands whom."""
+        return Ctx(
+            card_uuid=self._decisions.card_uuid,
+            epoch=self._decisions.epoch,
+            boot_id=cnm.boot_id,
+        )
+
+    def busy(self, instance: str) -> bool:
+        """A job for this instance is under way."""
+        return any(job[1] == instance for job in self._jobs)
+
+    def trouble(self, instance: str) -> str:
+        """The last failure of what is being tried for this instance, or ""."""
+        texts = [f[2] for key, f in self._failures.items() if key[1] == instance]
+        return texts[-1] if texts else ""
+
+    def settle(self, instance: str) -> None:
+        """Forget failures: the instance has moved on."""
+        for key in [key for key in self._failures if key[1] == instance]:
+            del self._failures[key]
+
+    # --- the jobs ---
+
+    def deploy_component(
+        self, assignment: Assignment, component: Component, place: Place, *, prepare: bool
+    ) -> None:
+        """Bring all that `place` needs and have it unpacked there; not started."""
+        self._begin(
+            "stage",
+            assignment.instance,
+            place,
+            lambda job: self._stage(job, assignment, component, place, prepare),
+        )
+
+    def start(self, instance: str, place: Place, *, moved: bool) -> None:
+        """Start what is prepared; `moved` commits the target of a move."""
+
+        def ask(job: "_Job") -> None:
+            kind = CommitRequest if moved else StartRequest
+            job.command(kind(ctx=self.ctx(job.cnm), instance=instance, generation=place.generation))
+
+        self._begin("start", instance, place, ask)
+
+    def stop(self, instance: str, place: Place, generation: int, grace_ms: int) -> None:
+        """Stop signal, grace, SIGKILL; the module then refuses this generation for ever."""
+
+        def ask(job: "_Job") -> None:
+            job.command(
+                StopRequest(
+                    ctx=self.ctx(job.cnm),
+                    instance=instance,
+                    generation=generation,
+                    grace_ms=grace_ms,
+                )
+            )
+
+        self._begin("stop", instance, place, ask, generation=generation)
+
+    def remove(self, instance: str, place: Place, generation: int, *, abort: bool) -> None:
+        """Delete what a dead or merely prepared generation holds on its module."""
+
+        def ask(job: "_Job") -> None:
+            kind = AbortRequest if abort else RemoveRequest
+            job.command(kind(ctx=self.ctx(job.cnm), instance=instance, generation=generation))
+
+        self._begin("remove", instance, place, ask, generation=generation)
+
+    def flush(
+        self, instance: str, place: Place, volumes: Iterable[str], done: Callable[[str], None]
+    ) -> None:
+        """Bring volumes home; `done` gets "" or what went wrong, then the instance is kicked."""
+
+        def ask(job: "_Job") -> None:
+            def flushed(error: str) -> None:
+                done(error)
+                job.end(error)
+
+            self._volumes.flush(job.cnm, instance, place.generation, list(volumes), flushed)
+
+        self._begin("flush", instance, place, ask)
+
+    def failures(self, verb: str, instance: str, place: Place) -> int:
+        """How often this very job has failed in a row."""
+        return self._failures.get((verb, instance, place.generation, place.cnm), (0, 0, ""))[0]
+
+    # --- inside ---
+
+    def _begin(
+        self,
+        verb: str,
+        instance: str,
+        place: Place,
+        work: Callable[["_Job"], None],
+        *,
+        generation: int | None = None,
+    ) -> None:
+        key = (verb, instance, place.generation if generation is None else generation, place.cnm)
+        cnm = self._inventory.get(place.cnm)
+        if key in self._jobs or cnm is None:
+            return
+        rest = self._failures.get(key)
+        if rest is not None and self._loop.now_ns() < rest[1]:
+            return  # a timer will kick it
+        self._jobs.add(key)
+        work(_Job(self, key, cnm))
+
+    def _end(self, key: JobKey, error: str) -> None:
+        self._jobs.discard(key)
+        instance = key[1]
+        if not error:
+            self._failures.pop(key, None)
+        else:
+            count = self._failures.get(key, (0, 0, ""))[0] + 1
+            rest_ns = min(REST_MOST_NS, REST_FIRST_NS << min(count - 1, 10))
+            while len(self._failures) >= FAILURES_KEPT:
+                self._failures.pop(next(iter(self._failures)))
+            self._failures[key] = (count, self._loop.now_ns() + rest_ns, f"{key[0]}: {error}")
+            self._loop.call_later(rest_ns, lambda: self._kick(instance))
+        self._kick(instance)
+
+    def _applied(self, cnm: Cnm, status_seq: int) -> None:
+        """An observation older than the last command is ignored (DESIGN D1)."""
+        cnm.note_applied(status_seq)
+        self._status.wish(cnm)
+
+    def _stage(
+        self,
+        job: "_Job",
+        assignment: Assignment,
+        component: Component,
+        place: Place,
+        prepare: bool,
+    ) -> None:
+        try:
+            spec = self._spec(assignment, component)
+            data = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
+            if len(data) > SPEC_LIMIT_BYTES:
+                job.end(f"its spec has {len(data)} B, at most {SPEC_LIMIT_BYTES} are taken")
+                return
+            digest = self._blobs.put(data)
+        except (VolumeError, HalError) as exc:
+            job.end(str(exc))
+            return
+        kind = PrepareRequest if prepare else DeployRequest
+        request = kind(
+            ctx=self.ctx(job.cnm),
+            instance=assignment.instance,
+            generation=place.generation,
+            spec_digest=digest,
+        )
+        self._events.emit(
+            EventCode.INSTANCE_STAGING,
+            f"{assignment.instance}: staging on {place.cnm}",
+            cnm=place.cnm,
+            instance=assignment.instance,
+            data={"generation": place.generation},
+        )
+        job.push([digest], lambda: job.deploy(request))
+
+    def _spec(self, assignment: Assignment, component: Component) -> dict[str, Any]:
+        image = None
+        if component.image != HOST_IMAGE:
+            image = self._images.resolve(component.image)
+            if image is None:
+                raise Unavailable(f"image {component.image} is not on this card")
+        volumes = [
+            {
+                "name": mount.name,
+                "target": mount.target,
+                "read_only": mount.read_only,
+                "manifest": self._volumes.manifest(mount.name).hex(),
+            }
+            for mount in component.volumes
+        ]
+        limits = component.resources
+        health = component.healthcheck
+        return {
+            "schema": SPEC_SCHEMA,
+            "workload": assignment.workload,
+            "component": assignment.component,
+            "instance": assignment.instance,
+            "runtime": runtime_of(component),
+            "layers": [layer.digest.hex() for layer in image.layers] if image else [],
+            "argv": argv_of(component, image),
+            "env": env_of(assignment, component, image),
+            "cwd": component.cwd or (image.config.cwd if image else "") or "/",
+            "user": component.user or (image.config.user if image else ""),
+            "hostname": component.hostname or "",
+            "limits": {
+                "cpu_milli": limits.cpu_limit_milli,
+                "memory_bytes": limits.memory_limit_bytes,
+                "pids": limits.pids,
+            },
+            "read_only": component.read_only,
+            "volumes": volumes,
+            "tmpfs": list(component.tmpfs),
+            "healthcheck": None
+            if health is None
+            else {
+                "test": list(health.test),
+                "interval_ms": health.interval_ms,
+                "timeout_ms": health.timeout_ms,
+                "retries": health.retries,
+                "start_period_ms": health.start_period_ms,
+            },
+            "stop_signal": component.stop_signal,
+            "stop_grace_ms": component.stop_grace_ms,
+        }
+
+
+class _Job:
+    """One thing that is being done to one generation on one module."""
+
+    def __init__(self, deployer: Deployer, key: JobKey, cnm: Cnm) -> None:
+        self.cnm = cnm
+        self._deployer = deployer
+        self._key = key
+        self._rounds = 0
+        self._ended = False
+
+    def end(self, error: str = "") -> None:
+        """Over: "" or what went wrong."""
+        if not self._ended:
+            self._ended = True
+            self._deployer._end(self._key, error)  # noqa: SLF001  one idea in two classes
+
+    def command(self, request: Body) -> None:
+        """Send one command; its answer ends the job."""
+        self.cnm.agent.request(request, self._on_command)
+
+    def push(self, digests: list[bytes], then: Callable[[], None]) -> None:
+        """Send blobs through the window, all at once; the sender bounds what is in flight."""
+        transfers = self.cnm.transfers
+        if transfers is None:
+            self.end("its window is down")
+            return
+        left = {"count": len(digests)}
+
+        def pushed(error: TransferError | None) -> None:
+            if error is not None:
+                self.end(str(error))
+                return
+            left["count"] -= 1
+            if left["count"] == 0 and not self._ended:
+                then()
+
+        for digest in digests:
+            transfers.push(digest, pushed)
+
+    def deploy(self, request: DeployRequest | PrepareRequest) -> None:
+        """DEPLOY until nothing is missing."""
+
+        def answered(reply: Any) -> None:
+            if isinstance(reply, RequestError):
+                self._on_command(reply)
+                return
+            if not reply.missing:
+                self._on_command(reply)
+                return
+            self._rounds += 1
+            if self._rounds > ROUNDS_LIMIT:
+                self.end(f"it still misses blobs after {ROUNDS_LIMIT} rounds")
+                return
+            self.push(list(reply.missing), lambda: self.deploy(request))
+
+        self.cnm.agent.request(request, answered)
+
+    def _on_command(self, reply: ReplyWithSeq | RequestError) -> None:
+        if isinstance(reply, RequestRefused):
+            # what it refuses as unknown or stale was decided on an old report: read a new one
+            self._deployer._status.wish(self.cnm)  # noqa: SLF001
+            gone = self._key[0] in ("remove", "stop") and (
+                reply.refusal.reason == RefusalReason.UNKNOWN_INSTANCE
+            )
+            self.end("" if gone else str(reply))
+        elif isinstance(reply, RequestError):
+            self.end(str(reply))
+        else:
+            self._deployer._applied(self.cnm, reply.status_seq)  # noqa: SLF001
+            self.end()
+
+
+def runtime_of(component: Component) -> str:
+    """The runtime's name on the CNM."""
+    if component.runtime is RuntimeChoice.AUTO:
+        return "process" if component.image == HOST_IMAGE else "oci"
+    return component.runtime.value
+
+
+def argv_of(component: Component, image: Image | None) -> list[str]:
+    """Entrypoint and arguments; an entrypoint of one's own drops the image's arguments
+    (image-spec config, as every engine reads it)."""
+    entrypoint = list(component.entrypoint or ())
+    if component.entrypoint is None and image is not None:
+        entrypoint = list(image.config.entrypoint)
+    if component.argv is not None:
+        return entrypoint + list(component.argv)
+    if component.entrypoint is None and image is not None:
+        return entrypoint + list(image.config.cmd)
+    return entrypoint
+
+
+def env_of(assignment: Assignment, component: Component, image: Image | None) -> dict[str, str]:
+    """The image's variables, the component's over them, and who the instance is."""
+    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    if image is not None:
+        env.update(image.config.env)
+    env.update(component.env)
+    env["APF_WORKLOAD"] = assignment.workload
+    env["APF_COMPONENT"] = assignment.component
+    env["APF_INSTANCE"] = assignment.instance
+    return env

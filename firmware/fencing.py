@@ -1,0 +1,275 @@
+"""Heartbeats, grants, suspicion, fences and power: DESIGN section 4 carried out for each module.
+
+`firmware.lease` says what is allowed; this file does it, in the order that the rules ask for:
+written down first, then the power, then the proof, and only then the components' next generation.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from firmware.decisions import Decisions
+from firmware.discovery import Discovery
+from firmware.events import EventCode, EventLog
+from firmware.inventory import Cnm, Inventory
+from firmware.lease import LeaseState
+from firmware.loop import MS, Call, Loop
+from hal.errors import HalError
+from hal.ports import FenceKind, PowerAction, PowerRequest, SlotPower, SlotState
+from protocol.apf import Grant, Heartbeat
+
+SUSPECT_TICK_NS: Final = 20 * MS
+POWER_DEADLINE_NS: Final = 3_000 * MS
+POWER_ON_DEADLINE_NS: Final = 10_000 * MS
+POWER_ON_FIRST_NS: Final = 200 * MS  # pause before a module is switched on again
+POWER_ON_MOST_NS: Final = 30_000 * MS
+POWER_ONS_KEPT: Final = 6  # the pause doubles with each of them in the last POWER_ON_SPAN_NS
+POWER_ON_SPAN_NS: Final = 120_000 * MS
+
+
+class Fencing:
+    """The lease keeper of the whole card. Loop thread only."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        inventory: Inventory,
+        decisions: Decisions,
+        events: EventLog,
+        power: SlotPower,
+        discovery: Discovery,
+        *,
+        lease_ms: int,
+        on_fenced: Callable[[Cnm], None],
+    ) -> None:
+        """`on_fenced(cnm)` when its generations may start elsewhere."""
+        self._loop = loop
+        self._inventory = inventory
+        self._decisions = decisions
+        self._events = events
+        self._power = power
+        self._discovery = discovery
+        self._lease_ms = lease_ms
+        self._on_fenced = on_fenced
+        self._start_ns = loop.now_ns()
+        self._timers: dict[str, Call] = {}
+        self._fencing: set[str] = set()  # a FENCING or FENCED record is on its way to the disk
+        self._switching: set[str] = set()  # a power request is under way
+        self._power_ons: dict[str, deque[int]] = {}
+        self.grants = 0
+        power.on_change(self._on_slot)
+
+    def start(self) -> None:
+        """Read power as it is (a starting daemon never changes it, D12), take up the journal."""
+        self._start_ns = self._loop.now_ns()
+        for cnm in self._inventory:
+            record = self._decisions.cnm_record(cnm.id)
+            cnm.draining = bool(record.get("draining", False))
+            cnm.power_wanted = bool(record.get("power_wanted", True))
+            boot_id = bytes.fromhex(record.get("boot_id", ""))
+            match record.get("state"):
+                case LeaseState.LEASED.value:
+                    cnm.lease.restore(boot_id, self._start_ns)
+                    cnm.granted_durable = boot_id
+                case LeaseState.FENCING.value:
+                    cnm.lease.restore_fencing(boot_id, self._start_ns)
+                case LeaseState.FENCED.value:
+                    cnm.lease.restore_fenced(boot_id)
+            self._switch(cnm, PowerAction.READ)
+            self._arm(cnm)
+
+    def on_heartbeat(self, cnm: Cnm, heartbeat: Heartbeat) -> None:
+        """A HEARTBEAT came on the module's MC link: grant it, or not."""
+        now_ns = self._loop.now_ns()
+        if heartbeat.boot_id != cnm.boot_id:
+            if cnm.lease.state is not LeaseState.FENCING:
+                cnm.capabilities = None  # another boot: a HELLO will tell
+                self._discovery.scan_cnms()
+            return
+        cnm.heartbeat = heartbeat
+        cnm.heartbeat_ns = now_ns
+        if cnm.lease.on_heartbeat(heartbeat.boot_id, now_ns):
+            grant = Grant(
+                card_uuid=self._decisions.card_uuid,
+                epoch=self._decisions.epoch,
+                boot_id=heartbeat.boot_id,
+                seq=heartbeat.seq,
+                lease_ms=self._lease_ms,
+            )
+            self.grants += cnm.mc.notify(grant, urgent=True)
+        elif cnm.lease.state is LeaseState.SUSPECT:
+            self._discovery.scan_cnms()  # it may return, after its instances were read anew
+
+    def set_power(self, cnm: Cnm, on: bool, done: Callable[[bool], None]) -> None:
+        """A person's wish, kept over restarts. Off is a fence: its components go elsewhere."""
+
+        def kept(good: bool) -> None:
+            if good and not on:
+                if cnm.lease.suspect_now() or cnm.lease.state is LeaseState.SUSPECT:
+                    self._begin_fence(cnm, "it was switched off on request")
+                elif cnm.lease.state in (LeaseState.NEW, LeaseState.FENCED):
+                    self._switch(cnm, PowerAction.OFF)
+            elif good:
+                cnm.quarantine = ""
+                self._power_ons.pop(cnm.id, None)
+                self._keep_power(cnm)
+            done(good)
+
+        self._decisions.keep(cnm, kept, power_wanted=on)
+
+    # --- the lease ---
+
+    def _arm(self, cnm: Cnm) -> None:
+        cancel = self._timers.pop(cnm.id, None)
+        if cancel is not None:
+            cancel()
+        state = cnm.lease.state
+        if state in (LeaseState.NEW, LeaseState.FENCED):
+            return
+        now_ns = self._loop.now_ns()
+        due_ns = cnm.lease.next_ns(now_ns)
+        if state is not LeaseState.LEASED:
+            due_ns = min(due_ns, now_ns + SUSPECT_TICK_NS)
+        self._timers[cnm.id] = self._loop.call_at(due_ns, lambda: self._tick(cnm))
+
+    def on_admitted(self, cnm: Cnm) -> None:
+        """Grants have begun: watch its heartbeats."""
+        self._arm(cnm)
+
+    def _tick(self, cnm: Cnm) -> None:
+        now_ns = self._loop.now_ns()
+        lease = cnm.lease
+        if lease.suspect_if_silent(now_ns):
+            heard_ms = (now_ns - (cnm.heartbeat_ns or now_ns)) // MS
+            self._say_suspect(cnm, f"no heartbeat for {heard_ms} ms")
+        silent_ns = cnm.links_silent_ns(now_ns, self._start_ns)
+        if lease.fence_is_due(now_ns, silent_ns):
+            self._begin_fence(cnm, f"both links silent for {silent_ns // MS} ms")
+        elif lease.state is LeaseState.FENCING and cnm.id not in self._fencing:
+            proof = lease.fenced_if_proven(now_ns)
+            if proof is not None:
+                self._finish_fence(cnm, proof.value)
+            elif cnm.id not in self._switching and lease.power_fence:
+                self._switch(cnm, PowerAction.OFF)
+        self._arm(cnm)
+
+    def _say_suspect(self, cnm: Cnm, why: str) -> None:
+        self._events.emit(EventCode.CNM_SUSPECT, f"{cnm.id}: {why}", cnm=cnm.id)
+        self._inventory.on_change(cnm)
+
+    def _begin_fence(self, cnm: Cnm, why: str) -> None:
+        if cnm.id in self._fencing:
+            return
+        self._fencing.add(cnm.id)
+        boot_id = cnm.boot_id
+
+        def durable(good: bool) -> None:
+            self._fencing.discard(cnm.id)
+            if not good or cnm.boot_id != boot_id or cnm.lease.state is not LeaseState.SUSPECT:
+                return  # it came back, or booted, while the record was written
+            cnm.lease.begin_fence()
+            self._events.emit(EventCode.CNM_FENCING, f"{cnm.id}: {why}", cnm=cnm.id)
+            self._discovery.forget(cnm)
+            self._inventory.on_change(cnm)
+            self._tick(cnm)
+
+        self._decisions.begin_fence(cnm, durable)
+
+    def _finish_fence(self, cnm: Cnm, proof: str) -> None:
+        self._fencing.add(cnm.id)
+
+        def durable(good: bool) -> None:
+            self._fencing.discard(cnm.id)
+            self._events.emit(
+                EventCode.CNM_FENCED,
+                f"{cnm.id}: {proof}" + ("" if good else " (not written down)"),
+                cnm=cnm.id,
+                data={"power": cnm.power.text if cnm.power else ""},
+            )
+            self._on_fenced(cnm)
+            self._inventory.on_change(cnm)
+            self._keep_power(cnm)
+
+        self._decisions.fenced(cnm, durable)
+
+    # --- power ---
+
+    def _on_slot(self, state: SlotState) -> None:
+        cnm = self._inventory.by_slot(state.slot)
+        if cnm is not None:
+            self._take_power(cnm, state)
+
+    def _take_power(self, cnm: Cnm, state: SlotState) -> None:
+        before, cnm.power = cnm.power, state
+        cnm.lease.power_fence = state.fence is FenceKind.POWER
+        cnm.lease.on_power(state.power_good, self._loop.now_ns())
+        if before is None or before.power_good != state.power_good:
+            word = "on" if state.power_good else "off"
+            text = f"{cnm.id}: power is {word}" + (f" ({state.text})" if state.text else "")
+            self._events.emit(EventCode.CNM_POWER, text, cnm=cnm.id)
+            self._inventory.on_change(cnm)
+        if state.power_good:
+            self._discovery.scan_cnms()
+        elif cnm.lease.suspect_now():
+            self._say_suspect(cnm, "its power is low")
+        if not state.power_good and cnm.lease.state is LeaseState.NEW:
+            self._discovery.forget(cnm)
+        if cnm.lease.state in (LeaseState.SUSPECT, LeaseState.FENCING):
+            self._tick(cnm)
+        self._keep_power(cnm)
+
+    def _keep_power(self, cnm: Cnm) -> None:
+        """Switch a module on that should be on and holds nothing that a fence must settle."""
+        state = cnm.power
+        if (
+            state is None
+            or state.power_good
+            or not state.present
+            or not cnm.power_wanted
+            or cnm.id in self._switching
+            or cnm.lease.state not in (LeaseState.NEW, LeaseState.FENCED)
+        ):
+            return
+        now_ns = self._loop.now_ns()
+        history = self._power_ons.setdefault(cnm.id, deque(maxlen=POWER_ONS_KEPT))
+        while history and now_ns - history[0] > POWER_ON_SPAN_NS:
+            history.popleft()
+        pause_ns = 0
+        if history:  # a module that dies again and again is switched on more and more slowly
+            pause_ns = min(POWER_ON_MOST_NS, POWER_ON_FIRST_NS << 2 * (len(history) - 1))
+        history.append(now_ns + pause_ns)
+        self._switching.add(cnm.id)
+
+        def switch_on() -> None:
+            self._switching.discard(cnm.id)
+            if cnm.power_wanted and cnm.lease.state in (LeaseState.NEW, LeaseState.FENCED):
+                cnm.quarantine = ""  # what it was quarantined for belonged to its last boot
+                self._switch(cnm, PowerAction.ON)
+
+        self._loop.call_later(pause_ns, switch_on)
+
+    def _switch(self, cnm: Cnm, action: PowerAction) -> None:
+        if cnm.id in self._switching:
+            return
+        self._switching.add(cnm.id)
+        span_ns = POWER_ON_DEADLINE_NS if action is PowerAction.ON else POWER_DEADLINE_NS
+
+        def done(result: SlotState | HalError) -> None:
+            self._switching.discard(cnm.id)
+            if isinstance(result, HalError):
+                self._events.emit(
+                    EventCode.CNM_POWER,
+                    f"{cnm.id}: power {action.value} failed: {result}",
+                    cnm=cnm.id,
+                )
+                if action is PowerAction.ON:
+                    self._keep_power(cnm)
+                if action is PowerAction.READ:
+                    self._loop.call_later(
+                        POWER_ON_FIRST_NS, lambda: self._switch(cnm, PowerAction.READ)
+                    )
+                return
+            self._take_power(cnm, result)
+
+        request = PowerRequest(slot=cnm.config.slot, action=action)
+        self._power.submit(request, self._loop.now_ns() + span_ns, done)

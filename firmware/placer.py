@@ -1,0 +1,273 @@
+"""Between the reconciler and the allocator: the books follow the decisions.
+
+An instance holds room at its place and, during a move, at its target. `sync` makes the books equal
+to one assignment; what no CNM can hold now is told per CNM, in words.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from firmware.allocator import (
+    AcceleratorPool,
+    AllocatorState,
+    Capacity,
+    CnmView,
+    Constraints,
+    Demand,
+    DoesNotFit,
+    Unplaceable,
+    never_fits,
+    place,
+)
+from firmware.assignments import Assignment
+from firmware.decisions import Decisions
+from firmware.inventory import Cnm, Inventory
+from firmware.profiler import ProfileTable, analyze_workload, demand_of, identity
+from firmware.workload import Component, Workload
+from protocol.apf import CapabilitiesReply, Scope
+
+TEXT_CNMS: Final = 4  # named in one line; `ps --json` has all of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoRoom:
+    """No CNM will do now, and why not, for each."""
+
+    reasons: dict[str, str]
+
+    def text(self) -> str:
+        """One line for people."""
+        if not self.reasons:
+            return "there is no module that it could go to"
+        shown = [f"{cnm}: {why}" for cnm, why in sorted(self.reasons.items())[:TEXT_CNMS]]
+        more = len(self.reasons) - TEXT_CNMS
+        return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+
+
+class Placer:
+    """Loop thread only."""
+
+    def __init__(self, inventory: Inventory, decisions: Decisions, profiles: ProfileTable) -> None:
+        self.state = AllocatorState()
+        self._inventory = inventory
+        self._decisions = decisions
+        self._profiles = profiles
+        self._needs: dict[str, dict[str, Constraints]] = {}  # by workload, by component
+
+    # --- modules ---
+
+    def update(self, cnm: Cnm) -> None:
+        """A module came, changed its state, or must take nothing new."""
+        if cnm.capabilities is not None:
+            known = self.state.nodes.get(cnm.id)
+            if known is None or known.view.capacity != capacity_of(cnm.capabilities):
+                self.state.add_cnm(view_of(cnm, cnm.capabilities))
+                self._adopt_all(cnm)
+        if cnm.id in self.state.nodes:
+            self.state.set_schedulable(cnm.id, why_not(cnm))
+
+    def _adopt_all(self, cnm: Cnm) -> None:
+        for assignment in self._decisions.assignments.values():
+            places = (assignment.place, assignment.target)
+            if any(p is not None and p.cnm == cnm.id for p in places):
+                self.sync(assignment, self._component(assignment))
+
+    def set_load(self, cnm: Cnm, cpu_milli: int, memory_bytes: int) -> None:
+        """What the module was last measured to use."""
+        if cnm.id in self.state.nodes:
+            self.state.set_load(cnm.id, cpu_milli=cpu_milli, memory_bytes=memory_bytes)
+
+    # --- books ---
+
+    def sync(self, assignment: Assignment | None, component: Component | None) -> None:
+        """Make the books equal to this assignment: held at its place and its target only."""
+        if assignment is None:
+            return
+        places = (assignment.place, assignment.target)
+        wanted = {p.cnm for p in places if p is not None}
+        if assignment.ending is not None:
+            wanted = set()  # it has ended for good; only its files are left
+        held = set(self.state.places(assignment.instance))
+        for cnm in held - wanted:
+            self.state.release(assignment.instance, cnm)
+        if component is None:
+            return
+        demand, constraints = self._need(assignment.workload, component)
+        for cnm in wanted - held:
+            if cnm in self.state.nodes:
+                try:
+                    self.state.adopt(assignment.instance, cnm, demand, constraints)
+                except DoesNotFit:
+                    continue  # held already
+
+    def forget(self, instance: str) -> None:
+        """It holds nothing anywhere."""
+        self.state.release(instance)
+
+    def reserve_target(self, assignment: Assignment, component: Component) -> None:
+        """Hold the room at a move's target while it is being prepared."""
+        self.sync(assignment, component)
+
+    # --- choices ---
+
+    def choose(self, workload: str, component: Component, instance: str) -> str | NoRoom:
+        """The best CNM for a new generation."""
+        demand, constraints = self._need(workload, component)
+        pinned = self._pins(component, instance)
+        return self._ask(demand, constraints, pinned)
+
+    def find_alternative_cnm(
+        self, component: Component, assignment: Assignment, only: str | None = None
+    ) -> str | NoRoom:
+        """Another CNM than the one it is on; `only` one in particular."""
+        demand, constraints = self._need(assignment.workload, component)
+        here = frozenset(p.cnm for p in (assignment.place, assignment.target) if p is not None)
+        constraints = replace(constraints, exclude=here)
+        if only is not None:
+            if self._inventory.get(only) is None:
+                return NoRoom(reasons={only: "there is no such module"})
+            if only in here:
+                return NoRoom(reasons={only: "it is there already"})
+            return self._ask(demand, constraints, frozenset({only}))
+        return self._ask(demand, constraints, frozenset())
+
+    def hopeless(self, workload: Workload) -> dict[str, Mapping[str, str]]:
+        """Components that no CNM of this card could hold even when empty, each with the reason per
+        CNM. Nothing is hopeless before all modules have said what they are."""
+        known = self.state.nodes
+        if any(cnm.id not in known and not cnm.quarantine for cnm in self._inventory):
+            return {}
+        views = [node.view for node in known.values()]
+        found: dict[str, Mapping[str, str]] = {}
+        for need in analyze_workload(workload, self._profiles):
+            if need.component not in found:
+                reasons = never_fits(views, need.demand, need.constraints)
+                if reasons is not None:
+                    found[need.component] = reasons
+        return found
+
+    def sharing(self, assignment: Assignment, component: Component) -> list[str]:
+        """Other instances that use a volume of this one: they stay on one CNM."""
+        names = {mount.name for mount in component.volumes}
+        return sorted(
+            other.instance
+            for other in self._decisions.assignments.values()
+            if other.instance != assignment.instance
+            and other.place is not None
+            and other.ending is None
+            and names & self._volumes_of(other)
+        )
+
+    def tightness(self, instance: str) -> int:
+        """How hard an instance is to place: accelerators first, then what it asks for."""
+        component = self._find(instance)
+        if component is None:
+            return 0
+        demand = demand_of(component, self._profiles.get(identity(component)))
+        devices = sum(a.count * a.milli for a in demand.accelerators)
+        return (devices << 40) + demand.memory_bytes // 1024 + demand.cpu_milli
+
+    # --- inside ---
+
+    def _ask(self, demand: Demand, constraints: Constraints, only: frozenset[str]) -> str | NoRoom:
+        if only:
+            others = frozenset(self.state.nodes) - only
+            constraints = replace(constraints, exclude=constraints.exclude | others)
+        answer = place(self.state, demand, constraints)
+        if isinstance(answer, Unplaceable):
+            reasons = dict(answer.reasons)
+            for cnm in self._inventory:
+                reasons.setdefault(cnm.id, why_not(cnm) or "it does not fit")
+                if only and cnm.id not in only:
+                    reasons[cnm.id] = "its volume is in use on " + ", ".join(sorted(only))
+            return NoRoom(reasons=reasons)
+        return answer.cnm
+
+    def _pins(self, component: Component, instance: str) -> frozenset[str]:
+        """CNMs where a volume of this component is in use: it must go there."""
+        names = {mount.name for mount in component.volumes}
+        if not names:
+            return frozenset()
+        return frozenset(
+            other.place.cnm
+            for other in self._decisions.assignments.values()
+            if other.instance != instance
+            and other.place is not None
+            and other.ending is None
+            and names & self._volumes_of(other)
+        )
+
+    def _volumes_of(self, assignment: Assignment) -> set[str]:
+        component = self._component(assignment)
+        mounts = component.volumes if component else ()
+        return {mount.name for mount in mounts} | set(assignment.volumes)
+
+    def _need(self, workload: str, component: Component) -> tuple[Demand, Constraints]:
+        """What an instance of this component asks for, with the newest hints."""
+        needs = self._needs.get(workload)
+        if needs is None or component.name not in needs:
+            record = self._decisions.workloads.get(workload)
+            if record is None or record.workload.component(component.name) != component:
+                single = Workload(name=workload, components=(component,))
+                found = analyze_workload(record.workload if record else single, self._profiles)
+            else:
+                found = analyze_workload(record.workload, self._profiles)
+            needs = self._needs[workload] = {n.component: n.constraints for n in found}
+        demand = demand_of(component, self._profiles.get(identity(component)))
+        return demand, needs[component.name]
+
+    def forget_workload(self, workload: str) -> None:
+        """It was removed; another one may take its name."""
+        self._needs.pop(workload, None)
+
+    def _component(self, assignment: Assignment) -> Component | None:
+        record = self._decisions.workloads.get(assignment.workload)
+        return record.workload.component(assignment.component) if record else None
+
+    def _find(self, instance: str) -> Component | None:
+        workload, name, _index = instance.rsplit("/", 2)
+        record = self._decisions.workloads.get(workload)
+        return record.workload.component(name) if record else None
+
+
+def capacity_of(capabilities: CapabilitiesReply) -> Capacity:
+    """What a module says that it has, as the allocator counts it."""
+    return Capacity(
+        cpu_milli=capabilities.cores_milli,
+        memory_bytes=capabilities.memory_bytes,
+        nvme_bytes=capabilities.nvme_bytes,
+        link_mbit=capabilities.link_mbit,
+        accelerators=tuple(
+            AcceleratorPool(
+                kind=item.kind,
+                model=item.model,
+                count=item.count,
+                scope="fabric" if item.scope == Scope.FABRIC else "local",
+            )
+            for item in capabilities.accelerators
+        ),
+    )
+
+
+def view_of(cnm: Cnm, capabilities: CapabilitiesReply) -> CnmView:
+    """A module as the allocator sees it."""
+    return CnmView(
+        id=cnm.id,
+        arch=capabilities.arch,
+        capacity=capacity_of(capabilities),
+        labels=dict(capabilities.labels),
+        runtimes=frozenset(capabilities.runtimes),
+        why_not=why_not(cnm),
+    )
+
+
+def why_not(cnm: Cnm) -> str:
+    """Why it takes nothing new; "" if it does."""
+    if cnm.quarantine:
+        return f"quarantined: {cnm.quarantine}"
+    if cnm.draining:
+        return "draining"
+    if not cnm.schedulable:
+        return f"state {cnm.state.value}"
+    return ""
