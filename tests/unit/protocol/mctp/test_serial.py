@@ -224,3 +224,9 @@ def test_the_fast_path_takes_exactly_what_the_inspection_takes(stream: bytes) ->
         else:
             at = stream.find(b"\x7e", at + 1)
     assert deframe(stream)[0] == want
+
+
+def test_a_raw_escape_byte_is_refused_even_where_length_and_fcs_are_right() -> None:
+    covered = b"\x01\x03\x01\x7d\xaa"
+    wire = b"\x7e" + covered + fcs16(covered).to_bytes(2, "big") + b"\x7e"
+    assert deframe(wire) == ([], Counter({"bad_escape": 1}))
