@@ -40,7 +40,7 @@ def _row(module: dict[str, Any]) -> list[object]:
     ]
 
 
-def _share(used: int | None, total: int | None, human: Any) -> str:  # noqa: ANN401
+def _share(used: int | None, total: int | None, human: Any) -> str:
     return f"{human(used)} of {human(total)}" if total is not None else "-"
 
 
