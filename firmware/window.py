@@ -59,20 +59,23 @@ class WindowChannel:
         *,
         on_chunk: OnChunk = lambda kind, transfer_id, chunk, data: None,
         on_space: Callable[[], None] = _nothing,
+        on_taken: Callable[[], None] = _nothing,
         on_connect: Callable[[], None] = _nothing,
         on_fault: Callable[[str], None] = lambda text: None,
         ring_entries: int = RING_ENTRIES,
         slot_bytes: int = SLOT_BYTES,
     ) -> None:
-        """`on_space`: there is room after a `send` that said False. `on_connect`: a new connection;
-        what was sent over the one before may not have arrived. `on_fault`: the peer broke the
-        layout, or the hardware failed, in words. Raises ValueError for a geometry that does not
-        fit the window."""
-        self.on_chunk, self.on_space = on_chunk, on_space
+        """`on_space`: there is room after a `send` that said False. `on_taken`: `tx_gone` grew.
+        `on_connect`: a new connection; what was sent over the one before may not have arrived.
+        `on_fault`: the peer broke the layout, or the hardware failed, in words. Raises ValueError
+        for a geometry that does not fit the window."""
+        self.on_chunk, self.on_space, self.on_taken = on_chunk, on_space, on_taken
         self.on_connect, self.on_fault = on_connect, on_fault
         self.slot_bytes = slot_bytes
         self.connected = False
         self.counters: Counter[str] = Counter()
+        self.tx_put = 0  # chunks ever sent
+        self._tx_gone_seen = 0
         self._window, self._doorbell = window, doorbell
         self._reactor, self._entropy = reactor, entropy
         self._geometry = geometry_for(ring_entries, slot_bytes, window.tx_bytes)
@@ -110,6 +113,11 @@ class WindowChannel:
             self.counters["close_failed"] += 1  # nobody is left to tell
         self._stop()
 
+    @property
+    def tx_gone(self) -> int:
+        """Chunks of `tx_put` that the peer has taken, or that a lost connection took along."""
+        return self.tx_put - self._tx.outstanding
+
     def send(self, kind: int, transfer_id: int, chunk: int, data: Buffer) -> bool:
         """Put one chunk into the ring. False when there is no connection or no room now; then
         `on_space` follows when there is. Raises ValueError above `slot_bytes`."""
@@ -133,7 +141,7 @@ class WindowChannel:
         except HalError as exc:
             self._fail(exc)
             return False
-        self.counters["tx_chunks"] += 1
+        self.tx_put += 1
         self.counters["tx_bytes"] += len(data)
         self._arm(POLL_BUSY_NS)
         return True
@@ -182,6 +190,9 @@ class WindowChannel:
                 self._consume()
             if self.connected and self._tx.refresh():
                 self._faults_in_row = 0
+            if self.tx_gone != self._tx_gone_seen:
+                self._tx_gone_seen = self.tx_gone
+                self.on_taken()
             if self.connected and self._want_space and self._tx.has_room():
                 self._want_space = False
                 self.on_space()
