@@ -20,7 +20,6 @@ from firmware.allocator import AcceleratorDemand, Constraints, Demand
 from firmware.workload import HOST_IMAGE, Component, RuntimeChoice, Workload, instance_name
 
 MAX_PROFILES: Final = 4096
-MAX_COUNTERS: Final = 8192  # instances whose last CPU counter is kept
 DEFAULT_CPU_MILLI: Final = 50  # of a component that declares nothing: it still takes room
 DEFAULT_MEMORY_BYTES: Final = 32 << 20
 PERCENTILE: Final = 95
@@ -118,6 +117,7 @@ class Profile:
     def __init__(self) -> None:
         self.cpu_milli = Histogram()
         self.memory_bytes = Histogram()
+        self.seen_ns = 0  # CLOCK_BOOTTIME of the last sample
 
     @property
     def hint_cpu_milli(self) -> int:
@@ -146,69 +146,57 @@ def _hint(histogram: Histogram) -> int:
     return histogram.percentile(PERCENTILE) * (100 + HEADROOM_PERCENT) // 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Counter:
-    generation: int
-    at_ns: int
-    cpu_us: int
-
-
 def identity(component: Component) -> str:
     """The same image under the same name is expected to behave alike, in any workload."""
     return f"{component.image} {component.name}"
 
 
-class ProfileTable:
+class Profiler:
     """Profiles by identity; the longest unused one goes when the table is full."""
 
     def __init__(self) -> None:
         self._profiles: OrderedDict[str, Profile] = OrderedDict()
-        self._counters: OrderedDict[str, _Counter] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._profiles)
 
-    def get(self, name: str) -> Profile | None:
-        return self._profiles.get(name)
+    def profile(self, component: Component) -> Profile | None:
+        return self._profiles.get(identity(component))
+
+    def demand(self, component: Component) -> Demand:
+        """What an instance of it reserves, with what was measured as a hint."""
+        return demand_of(component, self.profile(component))
 
     def observe(
         self,
-        name: str,
-        *,
-        instance: str,
-        generation: int,
-        at_ns: int,
-        cpu_us: int | None,
+        component: Component,
+        now_ns: int,
+        cpu_milli: int | None,
         memory_bytes: int | None,
     ) -> None:
-        """One entry of an instance's telemetry. `cpu_us` counts from the start of this
-        generation, so the first report of each gives no CPU sample."""
+        """What one of its instances used over the last telemetry period; None: not readable."""
+        name = identity(component)
         profile = self._profiles.get(name)
         if profile is None:
             profile = self._profiles[name] = Profile()
             if len(self._profiles) > MAX_PROFILES:
                 self._profiles.popitem(last=False)
         self._profiles.move_to_end(name)
+        profile.seen_ns = now_ns
+        if cpu_milli is not None:
+            profile.cpu_milli.add(cpu_milli)
         if memory_bytes is not None:
             profile.memory_bytes.add(memory_bytes)
-        if cpu_us is None:
-            return
-        before = self._counters.get(instance)
-        self._counters[instance] = _Counter(generation=generation, at_ns=at_ns, cpu_us=cpu_us)
-        self._counters.move_to_end(instance)
-        if len(self._counters) > MAX_COUNTERS:
-            self._counters.popitem(last=False)
-        if before is None or before.generation != generation:
-            return
-        span_ns, used_us = at_ns - before.at_ns, cpu_us - before.cpu_us
-        if span_ns > 0 and used_us >= 0:
-            profile.cpu_milli.add(used_us * 1_000_000 // span_ns)  # us/ns -> cores/1000
 
-    def forget_instance(self, instance: str) -> None:
-        self._counters.pop(instance, None)
+    def show(self, component: Component, now_ns: int) -> dict[str, object] | None:
+        """A profile for people, with its age; None when nothing was measured."""
+        profile = self.profile(component)
+        if profile is None:
+            return None
+        return {**profile.show(), "age_ms": max(now_ns - profile.seen_ns, 0) // 1_000_000}
 
     def to_json(self) -> dict[str, object]:
-        """The profiles, longest unused first; the CPU counters are not kept over a restart."""
+        """The profiles, longest unused first; their ages are not kept over a restart."""
         return {
             "v": 1,
             "profiles": [
@@ -220,15 +208,15 @@ class ProfileTable:
     @classmethod
     def from_json(cls, value: object) -> Self:
         """Leaves out what it can't use."""
-        table = cls()
+        found = cls()
         entries = value.get("profiles") if isinstance(value, Mapping) else None
         for entry in entries[-MAX_PROFILES:] if isinstance(entries, list) else ():
             if isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str):
                 profile = Profile()
                 profile.cpu_milli = Histogram.from_json(entry[1])
                 profile.memory_bytes = Histogram.from_json(entry[2])
-                table._profiles[entry[0]] = profile
-        return table
+                found._profiles[entry[0]] = profile
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,34 +229,43 @@ class InstanceNeed:
     constraints: Constraints
 
 
-def analyze_workload(workload: Workload, profiles: ProfileTable) -> list[InstanceNeed]:
+def analyze_workload(workload: Workload, profiler: Profiler) -> list[InstanceNeed]:
     """One need for each instance, in the order of components and replicas."""
-    demands = {c.name: demand_of(c, profiles.get(identity(c))) for c in workload.components}
-    groups = _groups(workload.components)
     needs: list[InstanceNeed] = []
     for component in workload.components:
-        others = groups[component.name] - {component.name}
-        constraints = Constraints(
-            workload=workload.name,
-            component=component.name,
-            arch=component.resources.arch,
-            runtimes=runtimes_of(component),
-            labels=tuple(sorted(component.placement.labels.items())),
-            spread=component.placement.spread,
-            together=frozenset(others),
-            companions=tuple((name, demands[name]) for name in sorted(others)),
-            max_per_cnm=component.placement.max_per_cnm,
-        )
+        constraints = constraints_of(workload, component, profiler)
         needs.extend(
             InstanceNeed(
                 instance=instance_name(workload.name, component.name, index),
                 component=component.name,
-                demand=demands[component.name],
+                demand=profiler.demand(component),
                 constraints=constraints,
             )
             for index in range(component.replicas)
         )
     return needs
+
+
+def constraints_of(workload: Workload, component: Component, profiler: Profiler) -> Constraints:
+    """Where its instances may go. Components tied by `together` form one group: each member
+    joins those that are placed and leaves room for one instance of those that are to come."""
+    others = _group_of(workload.components, component.name) - {component.name}
+    placement = component.placement
+    return Constraints(
+        workload=workload.name,
+        component=component.name,
+        arch=component.resources.arch,
+        runtimes=runtimes_of(component),
+        labels=tuple(sorted(placement.labels.items())),
+        spread=placement.spread,
+        together=frozenset(others),
+        companions=tuple(
+            (other.name, profiler.demand(other))
+            for other in workload.components
+            if other.name in others
+        ),
+        max_per_cnm=placement.max_per_cnm,
+    )
 
 
 def demand_of(component: Component, profile: Profile | None) -> Demand:
@@ -295,12 +292,14 @@ def runtimes_of(component: Component) -> frozenset[str]:
     return frozenset({"process" if component.image == HOST_IMAGE else "oci"})
 
 
-def _groups(components: Sequence[Component]) -> dict[str, frozenset[str]]:
-    """Components that `together` ties to each other, directly or through others."""
-    groups = {component.name: frozenset({component.name}) for component in components}
-    for component in components:
-        for other in component.placement.together:
-            joined = groups[component.name] | groups[other]
-            for name in joined:
-                groups[name] = joined
-    return groups
+def _group_of(components: Sequence[Component], name: str) -> set[str]:
+    """All that `together` ties to a component, directly or through others, and itself."""
+    ties = [(c.name, other) for c in components for other in c.placement.together]
+    group, grown = {name}, True
+    while grown:
+        size = len(group)
+        for one, other in ties:
+            if one in group or other in group:
+                group |= {one, other}
+        grown = len(group) > size
+    return group

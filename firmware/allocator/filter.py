@@ -25,10 +25,11 @@ def select_cnms(
 
 
 def never_fits(
-    views: Iterable[CnmView], demand: Demand, constraints: Constraints
+    cnms: AllocatorState | Iterable[CnmView], demand: Demand, constraints: Constraints
 ) -> dict[str, str] | None:
     """Why no CNM could ever hold it, not even an empty one; None when one could, or when no CNM
     is known at all. What may pass (load, a drain, its neighbours) does not count."""
+    views = [n.view for n in cnms.nodes.values()] if isinstance(cnms, AllocatorState) else cnms
     reasons: dict[str, str] = {}
     for view in sorted(views, key=lambda v: v.id):
         why = "; ".join(_lasting(Node(view), demand, constraints, {}))

@@ -30,7 +30,7 @@ def test_reservation_goes_before_limit_and_limit_before_default() -> None:
             {"name": "b", "resources": {"cpu_limit_milli": 900, "memory_limit_bytes": 1 << 30}},
             {"name": "c"},
         ),
-        pf.ProfileTable(),
+        pf.Profiler(),
     )
     assert [(n.instance, n.demand.cpu_milli, n.demand.memory_bytes) for n in found] == [
         ("shop/a/0", 200, pf.DEFAULT_MEMORY_BYTES),
@@ -50,7 +50,7 @@ def test_every_replica_has_a_need_and_placement_is_carried_over() -> None:
                 "placement": {"labels": {"zone": "a"}, "spread": True, "max_per_cnm": 2},
             }
         ),
-        pf.ProfileTable(),
+        pf.Profiler(),
     )
     assert [n.instance for n in found] == ["shop/web/0", "shop/web/1", "shop/web/2"]
     wants = found[0].constraints
@@ -67,7 +67,7 @@ def test_together_ties_a_whole_group_and_asks_room_for_all_of_it() -> None:
             {"name": "c", "placement": {"together": ["b"]}},
             {"name": "d"},
         ),
-        pf.ProfileTable(),
+        pf.Profiler(),
     )
     wants = {need.component: need.constraints for need in found}
     assert wants["a"].together == {"b", "c"}
@@ -90,25 +90,19 @@ def test_together_ties_a_whole_group_and_asks_room_for_all_of_it() -> None:
 )
 def test_the_runtime_follows_the_image(image: str, runtime: str, accepted: set[str]) -> None:
     found = pf.analyze_workload(
-        workload({"name": "a", "image": image, "runtime": runtime}), pf.ProfileTable()
+        workload({"name": "a", "image": image, "runtime": runtime}), pf.Profiler()
     )
     assert found[0].constraints.runtimes == accepted
 
 
-def run(table: pf.ProfileTable, samples: int, *, cpu_milli: int, memory_bytes: int) -> None:
+def run(table: pf.Profiler, samples: int, *, cpu_milli: int, memory_bytes: int) -> None:
+    component = workload({"name": "a"}).components[0]
     for n in range(samples):
-        table.observe(
-            "busybox:latest a",
-            instance="shop/a/0",
-            generation=1,
-            at_ns=n * SECOND,
-            cpu_us=n * cpu_milli * 1000,
-            memory_bytes=memory_bytes,
-        )
+        table.observe(component, n * SECOND, cpu_milli, memory_bytes)
 
 
 def test_a_measured_component_is_hinted_upward_and_still_reserves_what_it_declared() -> None:
-    table = pf.ProfileTable()
+    table = pf.Profiler()
     spec = workload({"name": "a", "resources": {"cpu_milli": 100, "memory_bytes": 1 << 20}})
     run(table, pf.LEAST_SAMPLES - 1, cpu_milli=800, memory_bytes=64 << 20)
     assert pf.analyze_workload(spec, table)[0].demand.hint_memory_bytes == 0
@@ -120,7 +114,7 @@ def test_a_measured_component_is_hinted_upward_and_still_reserves_what_it_declar
 
 
 def test_a_measured_low_use_never_lowers_what_is_reserved() -> None:
-    table = pf.ProfileTable()
+    table = pf.Profiler()
     run(table, 100, cpu_milli=1, memory_bytes=4096)
     spec = workload({"name": "a", "resources": {"cpu_milli": 500, "memory_bytes": 1 << 30}})
     demand = pf.analyze_workload(spec, table)[0].demand
@@ -128,55 +122,45 @@ def test_a_measured_low_use_never_lowers_what_is_reserved() -> None:
 
 
 def test_old_samples_fade() -> None:
-    table = pf.ProfileTable()
+    table = pf.Profiler()
     run(table, 300, cpu_milli=100, memory_bytes=1 << 30)
     run(table, 6000, cpu_milli=100, memory_bytes=1 << 20)
-    profile = table.get("busybox:latest a")
+    profile = table.profile(workload({"name": "a"}).components[0])
     assert profile is not None
     assert profile.hint_memory_bytes < 2 << 20
     assert profile.memory_bytes.peak < 2 << 20
 
 
-def test_a_restart_of_the_instance_or_of_the_clock_gives_no_false_sample() -> None:
-    table = pf.ProfileTable()
-
-    def seen(generation: int, at_s: int, cpu_us: int) -> None:
-        table.observe(
-            "x",
-            instance="i",
-            generation=generation,
-            at_ns=at_s * SECOND,
-            cpu_us=cpu_us,
-            memory_bytes=None,
-        )
-
-    seen(1, 0, 0)
-    seen(1, 0, 5)  # no time has passed
-    seen(2, 1, 10**9)  # another generation
-    seen(2, 2, 0)  # a counter that went back
-    profile = table.get("x")
+def test_what_can_not_be_read_is_no_sample() -> None:
+    table = pf.Profiler()
+    component = workload({"name": "a"}).components[0]
+    assert table.show(component, 0) is None
+    table.observe(component, 5 * SECOND, None, 4096)
+    table.observe(component, 6 * SECOND, 100, None)
+    profile = table.profile(component)
     assert profile is not None
-    assert profile.cpu_milli.total == 0
-    seen(2, 4, 1_000_000)
-    assert profile.cpu_milli.last == 500
+    assert (profile.cpu_milli.total, profile.memory_bytes.total) == (1, 1)
+    shown = table.show(component, 8 * SECOND)
+    assert shown is not None
+    assert (shown["age_ms"], shown["memory_hint_bytes"]) == (2000, 0)
 
 
 def test_the_table_drops_what_was_unused_for_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pf, "MAX_PROFILES", 3)
-    monkeypatch.setattr(pf, "MAX_COUNTERS", 3)
-    table = pf.ProfileTable()
-    for name in ("a", "b", "c", "a", "d"):
-        table.observe(name, instance=name, generation=1, at_ns=0, cpu_us=0, memory_bytes=1)
-    assert table.get("b") is None
+    table = pf.Profiler()
+    parts = {name: workload({"name": name}).components[0] for name in "abcd"}
+    for name in "abcad":
+        table.observe(parts[name], 0, 1, 1)
+    assert table.profile(parts["b"]) is None
     assert len(table) == 3
-    assert len(table._counters) == 3
 
 
 def test_the_table_survives_a_restart_as_json() -> None:
-    table = pf.ProfileTable()
+    table = pf.Profiler()
+    component = workload({"name": "a"}).components[0]
     run(table, 900, cpu_milli=250, memory_bytes=9 << 20)
-    back = pf.ProfileTable.from_json(json.loads(json.dumps(table.to_json())))
-    before, after = table.get("busybox:latest a"), back.get("busybox:latest a")
+    back = pf.Profiler.from_json(json.loads(json.dumps(table.to_json())))
+    before, after = table.profile(component), back.profile(component)
     assert before is not None
     assert after is not None
     assert after.show() == before.show()
@@ -211,6 +195,6 @@ anything = st.recursive(
 
 @given(anything)
 def test_a_damaged_table_is_read_as_far_as_it_is_good(value: object) -> None:
-    table = pf.ProfileTable.from_json(value)
+    table = pf.Profiler.from_json(value)
     assert len(table) <= pf.MAX_PROFILES
-    pf.ProfileTable.from_json({"profiles": [["a", value, value]]})
+    pf.Profiler.from_json({"profiles": [["a", value, value]]})
