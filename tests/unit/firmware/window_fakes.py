@@ -17,6 +17,8 @@ class FakeReactor:
 
     def __init__(self) -> None:
         self.time_ns = 0
+        self.step_ns = 0
+        self._mail_next = True  # handles and posted calls take turns, as in a loop
         self._mailbox: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[int, int, list[Callable[[], None] | None]]] = []
         self._count = 0
@@ -46,41 +48,48 @@ class FakeReactor:
         self.watches.pop(handle, None)
 
     def step(self) -> bool:
-        """One posted call or ready handle, without moving time."""
-        for handle, events in list(self.ready.items()):
-            if handle in self.watches:
-                self.watches[handle](events)
-                return True
-        if self._mailbox:
+        """One due timer, ready handle or posted call; it takes `step_ns`."""
+        if self._timers and self._timers[0][0] <= self.time_ns:
+            cell = heapq.heappop(self._timers)[2]
+            call, cell[0] = cell[0], None
+            if call is not None:
+                call()
+        elif self._mailbox and self._mail_next:
+            self._mail_next = False
             self._mailbox.popleft()()
-            return True
-        return False
+        elif handle := next((handle for handle in self.ready if handle in self.watches), None):
+            self._mail_next = True
+            self.watches[handle](self.ready[handle])
+        elif self._mailbox:
+            self._mailbox.popleft()()
+        else:
+            return False
+        self.time_ns += self.step_ns
+        return True
 
     def settle(self, limit: int = 100_000) -> None:
+        """Until nothing is left to do now."""
         for _ in range(limit):
             if not self.step():
                 return
         raise AssertionError("never settles")
 
     def advance(self, ns: int) -> None:
-        """Move time, running timers and what they cause on the way."""
+        """Let time go by, with all that happens on the way."""
         end_ns = self.time_ns + ns
-        self.settle()
-        while self._timers and self._timers[0][0] <= end_ns:
-            when_ns, _, cell = heapq.heappop(self._timers)
-            self.time_ns = max(self.time_ns, when_ns)
-            call, cell[0] = cell[0], None
-            if call is not None:
-                call()
-                self.settle()
-        self.time_ns = end_ns
+        while self.time_ns < end_ns:
+            if not self.step():
+                next_ns = self._timers[0][0] if self._timers else end_ns
+                self.time_ns = min(next_ns, end_ns)
 
     def run_until(self, check: Callable[[], bool], limit_ms: int = 600_000) -> None:
+        """Until `check()` holds, looked at after each step."""
         end_ns = self.time_ns + limit_ms * MS
-        self.settle()
         while not check():
             assert self.time_ns < end_ns, "what was waited for did not happen"
-            self.advance(10 * MS)
+            if not self.step():
+                assert self._timers, "nothing will ever happen again"
+                self.time_ns = max(self.time_ns, self._timers[0][0])
 
 
 class SeededEntropy:
