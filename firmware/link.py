@@ -174,6 +174,7 @@ class Link:
         self._queue.clear()
         self._unsent = memoryview(b"")
         self._writing = False
+        self.counters.update(self._deframer.drops)  # what the old line dropped stays counted
         self._deframer = SerialDeframer()
         self._reactor.unwatch(stream.handle)
         stream.close()

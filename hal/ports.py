@@ -482,7 +482,7 @@ class HostView(Protocol):
         deadline_ns: int,
         done: Done[Mapping[int, HostProcess]],
     ) -> None:
-        """CNM pid -> host process; pids that are gone are left out."""
+        """CNM pid -> host process; pids that are gone are left out. No pids asks for all."""
         ...
 
 
