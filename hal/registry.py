@@ -1,0 +1,239 @@
+"""Which backend stands behind a spec string (DESIGN D7): one table per port, the mock in it.
+
+    serial:/dev/ttyS1?baud=115200    byte_stream  a tty
+    mock:cnm0-mc                     byte_stream  a line of the virtual kernel; ?side=a|b
+    shm:cnm0                         window       sealed shared memory, by the keeper
+    mock:cnm0                        window       a window pair of the virtual kernel; ?side=a|b
+    local                            power        the local board's keeper
+    mock                             power        the slots of the virtual kernel
+
+    SCHEME[:TARGET[?KEY=VALUE[&KEY=VALUE...]]]
+
+A backend joins by one line in `TABLE`. Everything that is opened passes through `Registry.wrap`,
+which is where a recorder of any port goes in.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from hal.errors import HalError, Refused, Unavailable
+from hal.ports import ByteStream, Done, Doorbell, Reactor, SlotPower, Window
+
+if TYPE_CHECKING:
+    from hal.local.client import KeeperClient
+    from hal.mock.node import Node
+
+SPEC_LIMIT: Final = 512  # characters
+SCHEME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+OPTION: Final = re.compile(r"([a-z][a-z0-9_]{0,31})=([^&?=]{0,128})")
+BAUD_DEFAULT: Final = 115_200
+
+WindowPair: TypeAlias = tuple[Window, Doorbell]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A spec string, taken apart."""
+
+    text: str
+    scheme: str
+    target: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def integer(self, key: str, default: int) -> int:
+        """An option as a number. Raises Refused for anything else."""
+        value = self.options.get(key)
+        if value is None:
+            return default
+        if not re.fullmatch(r"[0-9]{1,9}", value):
+            raise Refused(f"{self.text!r}: {key}={value!r}; want a decimal number")
+        return int(value)
+
+    def choice(self, key: str, choices: tuple[str, ...]) -> str:
+        """An option that is one of a few words; the first is the default. Raises Refused."""
+        value = self.options.get(key, choices[0])
+        if value not in choices:
+            raise Refused(f"{self.text!r}: {key}={value!r}; want one of {', '.join(choices)}")
+        return value
+
+
+def parse_spec(text: str) -> Spec:
+    """Take a spec string apart. Raises Refused that names the part which is wrong."""
+    if len(text) > SPEC_LIMIT:
+        raise Refused(f"spec of {len(text)} characters, at most {SPEC_LIMIT}: {text[:40]!r}...")
+    if not text.isprintable():
+        raise Refused(f"spec {text!r}: want printable characters only")
+    scheme, _, rest = text.partition(":")
+    if not SCHEME.fullmatch(scheme):
+        raise Refused(f"spec {text!r}: want SCHEME:TARGET?KEY=VALUE, scheme of a-z, 0-9, - and _")
+    target, mark, tail = rest.partition("?")
+    options: dict[str, str] = {}
+    for part in tail.split("&") if mark else ():
+        found = OPTION.fullmatch(part)
+        if found is None:
+            raise Refused(f"spec {text!r}: option {part!r}; want KEY=VALUE")
+        if found[1] in options:
+            raise Refused(f"spec {text!r}: option {found[1]!r} is given twice")
+        options[found[1]] = found[2]
+    return Spec(text=text, scheme=scheme, target=target, options=options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What the openers may need of their caller: each takes what it knows."""
+
+    reactor: Reactor
+    keeper: "KeeperClient | None" = None  # local board: who holds the descriptors
+    node: "Node | None" = None  # mock: whose handles they will be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opener:
+    """One row: how a scheme opens a port, and the options that it knows."""
+
+    open: Callable[..., Any]
+    options: frozenset[str] = frozenset()
+
+
+Wrap: TypeAlias = Callable[[str, Spec, Any], Any]
+
+
+def unwrapped(port: str, spec: Spec, opened: Any) -> Any:
+    """The default of `Registry.wrap`."""
+    return opened
+
+
+class Registry:
+    """Opens ports by spec string in one world."""
+
+    def __init__(self, world: World, *, wrap: Wrap = unwrapped) -> None:
+        """`wrap(port, spec, opened)` gives what is handed out; `opened` is the port, for a window
+        the pair of window and doorbell."""
+        self._world = world
+        self._wrap = wrap
+
+    def open_stream(self, text: str) -> ByteStream:
+        """A control link. Raises Refused (the spec is wrong) and what the backend raises."""
+        spec, opener = find("byte_stream", text)
+        stream: ByteStream = self._wrap("byte_stream", spec, opener.open(self._world, spec))
+        return stream
+
+    def open_power(self, text: str) -> SlotPower:
+        """The slots' power. Raises Refused and what the backend raises."""
+        spec, opener = find("power", text)
+        power: SlotPower = self._wrap("power", spec, opener.open(self._world, spec))
+        return power
+
+    def submit_open_window(
+        self, text: str, slot: int, deadline_ns: int, done: Done[WindowPair]
+    ) -> None:
+        """A slot's window and doorbell. A wrong spec is Refused at once, by raising."""
+        spec, opener = find("window", text)
+
+        def opened(result: WindowPair | HalError) -> None:
+            done(result if isinstance(result, HalError) else self._wrap("window", spec, result))
+
+        opener.open(self._world, spec, slot, deadline_ns, opened)
+
+
+def find(port: str, text: str) -> tuple[Spec, Opener]:
+    """The spec and its row in the table. Raises Refused with what the port could have had."""
+    rows = TABLE[port]
+    spec = parse_spec(text)
+    opener = rows.get(spec.scheme)
+    if opener is None:
+        raise Refused(f"{port} {text!r}: no scheme {spec.scheme!r}; known: {', '.join(rows)}")
+    unknown = sorted(spec.options.keys() - opener.options)
+    if unknown:
+        known = ", ".join(sorted(opener.options)) or "none"
+        raise Refused(f"{port} {text!r}: no option {unknown[0]!r}; known: {known}")
+    return spec, opener
+
+
+# --- the rows; backends are imported when they are opened, so that a world loads only its own ---
+
+
+def _serial(world: World, spec: Spec) -> ByteStream:
+    from hal.linux.serial import SerialLine
+
+    if not spec.target.startswith("/"):
+        raise Refused(f"{spec.text!r}: want serial:/absolute/path?baud=N")
+    return SerialLine(spec.target, baud=spec.integer("baud", BAUD_DEFAULT))
+
+
+def _mock_line(world: World, spec: Spec) -> ByteStream:
+    node = _node(world, spec)
+    line = node.kernel.lines.get(spec.target)
+    if line is None:
+        known = ", ".join(sorted(node.kernel.lines)[:8]) or "none"
+        raise Unavailable(f"{spec.text!r}: no such line in the virtual world; known: {known}")
+    return line.open(spec.choice("side", ("a", "b")), node)
+
+
+def _shm(world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[WindowPair]) -> None:
+    from hal.local.window import submit_open_window
+
+    submit_open_window(_keeper(world, spec), slot, deadline_ns, done)
+
+
+def _mock_window(
+    world: World,
+    spec: Spec,
+    slot: int,
+    deadline_ns: int,
+    done: Done[WindowPair],
+) -> None:
+    node = _node(world, spec)
+    side = spec.choice("side", ("a", "b"))
+    pair = node.kernel.windows.get(spec.target)
+    if pair is None:
+        known = ", ".join(sorted(node.kernel.windows)[:8]) or "none"
+        error = Unavailable(
+            f"{spec.text!r}: no such window in the virtual world; there are: {known}"
+        )
+        world.reactor.post(lambda: done(error))
+        return
+    opened = pair.open_window(side), pair.open_doorbell(side, node)
+    world.reactor.post(lambda: done(opened))
+
+
+def _local_power(world: World, spec: Spec) -> SlotPower:
+    from hal.local.power import LocalPower
+
+    return LocalPower(_keeper(world, spec))
+
+
+def _mock_power(world: World, spec: Spec) -> SlotPower:
+    from hal.mock.power import MockPower
+
+    return MockPower(_node(world, spec))
+
+
+def _node(world: World, spec: Spec) -> "Node":
+    if world.node is None:
+        raise Unavailable(f"{spec.text!r}: wants the virtual world of a simulation; none is here")
+    return world.node
+
+
+def _keeper(world: World, spec: Spec) -> "KeeperClient":
+    if world.keeper is None:
+        raise Unavailable(f"{spec.text!r}: wants the local board's keeper; we are not connected")
+    return world.keeper
+
+
+TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
+    "byte_stream": {
+        "serial": Opener(open=_serial, options=frozenset({"baud"})),
+        "mock": Opener(open=_mock_line, options=frozenset({"side"})),
+    },
+    "window": {
+        "shm": Opener(open=_shm),
+        "mock": Opener(open=_mock_window, options=frozenset({"side"})),
+    },
+    "power": {
+        "local": Opener(open=_local_power),
+        "mock": Opener(open=_mock_power),
+    },
+}
