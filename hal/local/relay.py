@@ -18,13 +18,13 @@ import os
 import termios
 import tty
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from hal.errors import Unavailable
 from hal.local.faults import NO_FAULTS, Damage, LinkFaults
-from hal.local.miniloop import MiniLoop
-from hal.ports import READ_LIMIT_BYTES, Event
+from hal.ports import READ_LIMIT_BYTES, Event, Reactor
 
 QUEUE_LIMIT_BYTES: Final = 4096  # waiting in one direction
 _BITS_PER_BYTE: Final = 10
@@ -64,7 +64,7 @@ class Pty:
 class Direction:
     """Bytes from one pty to the other."""
 
-    def __init__(self, loop: MiniLoop, name: str, source: Pty, sink: Pty, baud: int) -> None:
+    def __init__(self, loop: Reactor, name: str, source: Pty, sink: Pty, baud: int) -> None:
         self.counters: Counter[str] = Counter()
         self._loop, self._name, self._source, self._sink = loop, name, source, sink
         self._bytes_per_ns = baud / _BITS_PER_BYTE / _NS_PER_S
@@ -74,6 +74,7 @@ class Direction:
         self._queued_bytes = 0
         self._busy_ns = _BUSY_FIRST_NS
         self._timer_set = self._reading = self._powered = False
+        self._cancel_timer: Callable[[], None] = lambda: None
         self.arm(NO_FAULTS)
         self._resume()
 
@@ -89,6 +90,7 @@ class Direction:
 
     def close(self) -> None:
         self._loop.unwatch(self._source.master_fd)
+        self._cancel_timer()
         self._queue.clear()
 
     def _resume(self) -> None:
@@ -155,7 +157,8 @@ class Direction:
     def _later(self, delay_ns: int) -> None:
         if not self._timer_set:
             self._timer_set = True
-            self._loop.call_later(delay_ns, self._on_timer)
+            when_ns = self._loop.now_ns() + delay_ns
+            self._cancel_timer = self._loop.call_at(when_ns, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer_set = False
@@ -165,7 +168,7 @@ class Direction:
 class Relay:
     """One control link: the card's pty, the CNM's pty, and both directions between them."""
 
-    def __init__(self, loop: MiniLoop, card_link: Path, baud: int) -> None:
+    def __init__(self, loop: Reactor, card_link: Path, baud: int) -> None:
         self.faults = NO_FAULTS
         self.card = Pty(card_link)
         self.cnm = Pty(card_link.with_name(card_link.name + ".cnm"))

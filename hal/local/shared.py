@@ -2,10 +2,11 @@
 
 Shared memory has no wire that could be cut, so a fault is what the memory would look like:
 
-- `cut`: both halves' identity words (0x00-0x47: magic, sizes, session, echo; SPEC.md, window
-  layout) read as zero, and rings are eaten. An end sees a peer without magic or session, so it
-  must not trust anything in that half. Every millisecond it is done again, because an end may
-  write its own half; what the ends wrote last comes back when the cut is healed.
+- `cut`: both halves' identity words (0x00-0x47: geometry, session, echo; protocol/SPEC.md 14) read
+  as zero: an end sees a peer that is not attached, and must not trust anything in that half. Every
+  millisecond it is done again, because an end may write its own half. First both ends are rung, so
+  that they look at once; after SETTLE rings are eaten. To heal, both are rung once more, and after
+  SETTLE what the ends wrote last comes back: whoever was cut has seen it, however short it was.
 - `corrupt`: every millisecond `flips` bytes of the data area of the half that the *CNM reads* get
   one bit inverted, at places from a seeded generator. What is not in flight then is not hurt.
 """
@@ -22,8 +23,10 @@ from hal.local.libc import punch_hole
 from hal.local.miniloop import MiniLoop
 
 _TICK_NS: Final = 1_000_000
+_SETTLE_NS: Final = 20_000_000
 _WORDS: Final = struct.Struct("<18I")
 _IDENTITY_BYTES: Final = _WORDS.size
+_SESSION_AT: Final = 0x40
 _DATA_OFFSET_AT: Final = 0x10  # u32: where a half's data area begins
 FLIPS_LIMIT: Final = 4096
 
@@ -39,6 +42,8 @@ class SharedWindow:
         self.to_card_fd = os.eventfd(0, flags)
         self.cut = False
         self.flips = 0
+        self._cutting = False  # from the cut until it is healed
+        self._settled_ns = 0
         self._map: mmap.mmap | None = None
         self._kept: dict[int, bytes] = {}  # half's offset -> identity words that were cut off
         self._ticking = False
@@ -59,16 +64,13 @@ class SharedWindow:
 
     def set_cut(self, cut: bool) -> None:
         self.cut = cut
+        self._settled_ns = self._loop.now_ns() + _SETTLE_NS
         if cut:
+            self._cutting = True
             self._arm()
-            return
-        memory = self._memory()
-        for offset, words in self._kept.items():
-            memory[offset : offset + len(words)] = words
-        self._kept.clear()
-        for fd in (self.to_card_fd, self.to_cnm_fd):  # a ring is only a hint: look again
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(fd, 1)
+        if self._cutting:
+            self._cut_identity()
+            self._ring_both()
 
     def set_corrupt(self, flips: int, seed: int) -> None:
         """`flips` bytes a millisecond; 0 ends it."""
@@ -78,7 +80,7 @@ class SharedWindow:
             self._arm()
 
     def close(self) -> None:
-        self.cut, self.flips = False, 0
+        self.cut, self.flips, self._cutting = False, 0, False
         if self._map is not None:
             self._map.close()
             self._map = None
@@ -91,15 +93,33 @@ class SharedWindow:
             self._tick()
 
     def _tick(self) -> None:
-        if not (self.cut or self.flips):
+        settled = self._loop.now_ns() >= self._settled_ns
+        if self._cutting and not self.cut and settled:
+            self._heal()
+        if not (self._cutting or self.flips):
             self._ticking = False
             return
-        if self.cut:
+        if self._cutting:
             self._cut_identity()
-            self._eat_rings()
+            if self.cut and settled:
+                self._eat_rings()
         for _ in range(self.flips):
             self._flip()
         self._loop.call_later(_TICK_NS, self._tick)
+
+    def _heal(self) -> None:
+        self._cutting = False
+        memory = self._memory()
+        for half, words in self._kept.items():
+            _write_words(memory, half, 0, words[:_SESSION_AT])
+            _write_words(memory, half, _SESSION_AT, words[_SESSION_AT:])  # last: it vouches
+        self._kept.clear()
+        self._ring_both()
+
+    def _ring_both(self) -> None:
+        for fd in (self.to_card_fd, self.to_cnm_fd):
+            with contextlib.suppress(BlockingIOError):  # it is ringing already
+                os.eventfd_write(fd, 1)
 
     def _cut_identity(self) -> None:
         memory, zeros = self._memory(), bytes(_IDENTITY_BYTES)
@@ -109,7 +129,8 @@ class SharedWindow:
                 kept = self._kept.get(half, zeros)
                 pairs = zip(_WORDS.unpack(words), _WORDS.unpack(kept), strict=True)
                 self._kept[half] = _WORDS.pack(*(new or old for new, old in pairs))
-                memory[half : half + _IDENTITY_BYTES] = zeros
+                _write_words(memory, half, _SESSION_AT, zeros[_SESSION_AT:])  # first: it vouches
+                _write_words(memory, half, 0, zeros[:_SESSION_AT])
 
     def _flip(self) -> None:
         memory, half_bytes = self._memory(), self.size_bytes // 2
@@ -127,3 +148,7 @@ class SharedWindow:
         for fd in (self.to_cnm_fd, self.to_card_fd):
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(fd)
+
+
+def _write_words(memory: mmap.mmap, half: int, offset: int, words: bytes) -> None:
+    memory[half + offset : half + offset + len(words)] = words
