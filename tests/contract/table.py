@@ -1,10 +1,8 @@
 """Which backends stand in each suite: the mock and whatever real ones run here."""
 
-import importlib
-import importlib.util
 from typing import Any, Final
 
-from tests.contract import backends_mock
+from tests.contract import backends_linux, backends_local, backends_mock
 from tests.contract.rigs import Backend
 
 PORTS: Final = (
@@ -31,10 +29,7 @@ def backends_of(port: str) -> list[Backend]:
         Backend(name="mock", factory=factory, virtual=True)
         for factory in backends_mock.backends(port)
     ]
-    for name in ("backends_linux", "backends_local"):
-        if importlib.util.find_spec(f"tests.contract.{name}") is None:
-            continue
-        module = importlib.import_module(f"tests.contract.{name}")
+    for module in (backends_linux, backends_local):
         rows.extend(_row(entry) for entry in module.backends(port))
     return rows
 
