@@ -24,7 +24,7 @@ from firmware.logs import InstanceLogs
 from firmware.loop import MS, Loop
 from firmware.monitor import Monitor
 from firmware.placer import Placer
-from firmware.profiler import ProfileTable
+from firmware.profiler import Profiler
 from firmware.rebalancer import Rebalancer
 from firmware.reconciler import Reconciler
 from firmware.rpc import refused
@@ -70,8 +70,8 @@ class Card:
         self.journal = Journal(ports.journal)
         self.decisions = Decisions(self.journal, loop, self.events)
         self.inventory = Inventory()
-        self.profiles = ProfileTable()
-        self.placer = Placer(self.inventory, self.decisions, self.profiles)
+        self.profiler = Profiler()
+        self.placer = Placer(self.inventory, self.decisions, self.profiler)
         self.images = ImageStore(
             ports.blobs,
             self.journal,
@@ -108,7 +108,7 @@ class Card:
             loop,
             self.decisions,
             self.placer,
-            self.profiles,
+            self.profiler,
             self.events,
             board.thresholds,
             on_loaded=self._on_loaded,

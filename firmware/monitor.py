@@ -14,7 +14,8 @@ from firmware.events import EventCode, EventLog
 from firmware.inventory import Cnm
 from firmware.loop import MS, Loop
 from firmware.placer import Placer
-from firmware.profiler import ProfileTable, identity
+from firmware.profiler import Profiler
+from firmware.workload import Component
 from protocol.apf import AGENT_AGE_NONE, InstanceTelemetry, InstanceUsage, Telemetry
 
 AGENT_LOST_MS: Final = 1_000
@@ -29,6 +30,20 @@ class _Watch:
     cpu_us: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     cpu_milli: dict[str, int] = field(default_factory=dict)
 
+    def cpu_since(self, entry: InstanceUsage, now_ns: int) -> int | None:
+        """Thousandths of a core since the last report of this generation; None at the first."""
+        cpu_us = entry.reading("cpu_us")
+        if cpu_us is None:
+            return None
+        key = (entry.instance, entry.generation)
+        before = self.cpu_us.get(key)
+        self.cpu_us[key] = (cpu_us, now_ns)
+        if before is None or now_ns <= before[1] or cpu_us < before[0]:
+            return None
+        spent = (cpu_us - before[0]) * 1_000_000 // (now_ns - before[1])
+        self.cpu_milli[entry.instance] = spent
+        return spent
+
 
 class Monitor:
     """Loop thread only."""
@@ -38,7 +53,7 @@ class Monitor:
         loop: Loop,
         decisions: Decisions,
         placer: Placer,
-        profiles: ProfileTable,
+        profiler: Profiler,
         events: EventLog,
         thresholds: Thresholds,
         *,
@@ -48,7 +63,7 @@ class Monitor:
         self._loop = loop
         self._decisions = decisions
         self._placer = placer
-        self._profiles = profiles
+        self._profiler = profiler
         self._events = events
         self._thresholds = thresholds
         self._on_loaded = on_loaded
@@ -112,35 +127,18 @@ class Monitor:
             if entry.instance not in cnm.observed:
                 continue  # bounded by what the module was asked to run
             cnm.usage[entry.instance] = entry
-            self._profile(entry, now_ns)
-            cpu_us = entry.reading("cpu_us")
-            if cpu_us is None:
-                continue
-            key = (entry.instance, entry.generation)
-            before = watch.cpu_us.get(key)
-            watch.cpu_us[key] = (cpu_us, now_ns)
-            if before is not None and now_ns > before[1] and cpu_us >= before[0]:
-                spent = (cpu_us - before[0]) * 1_000_000 // (now_ns - before[1])
-                watch.cpu_milli[entry.instance] = spent
+            cpu_milli = watch.cpu_since(entry, now_ns)
+            component = self._component(entry.instance)
+            if component is not None:
+                self._profiler.observe(component, now_ns, cpu_milli, entry.reading("memory_bytes"))
         for key in [key for key in watch.cpu_us if key[0] not in cnm.observed]:
             del watch.cpu_us[key]
             watch.cpu_milli.pop(key[0], None)
 
-    def _profile(self, entry: InstanceUsage, now_ns: int) -> None:
-        assignment = self._decisions.assignments.get(entry.instance)
+    def _component(self, instance: str) -> Component | None:
+        assignment = self._decisions.assignments.get(instance)
         record = self._decisions.workloads.get(assignment.workload) if assignment else None
-        if assignment is None or record is None:
-            return
-        component = record.workload.component(assignment.component)
-        if component is not None:
-            self._profiles.observe(
-                identity(component),
-                instance=entry.instance,
-                generation=entry.generation,
-                at_ns=now_ns,
-                cpu_us=entry.reading("cpu_us"),
-                memory_bytes=entry.reading("memory_bytes"),
-            )
+        return record.workload.component(assignment.component) if record and assignment else None
 
     def cpu_milli(self, cnm: Cnm, instance: str) -> int:
         """What an instance used between its last two reports; 0 when unknown."""

@@ -23,7 +23,7 @@ from firmware.allocator import (
 from firmware.assignments import Assignment
 from firmware.decisions import Decisions
 from firmware.inventory import Cnm, Inventory
-from firmware.profiler import ProfileTable, analyze_workload, demand_of, identity
+from firmware.profiler import Profiler, analyze_workload, constraints_of
 from firmware.workload import Component, Workload
 from protocol.apf import CapabilitiesReply, Scope
 
@@ -48,12 +48,11 @@ class NoRoom:
 class Placer:
     """Loop thread only."""
 
-    def __init__(self, inventory: Inventory, decisions: Decisions, profiles: ProfileTable) -> None:
+    def __init__(self, inventory: Inventory, decisions: Decisions, profiler: Profiler) -> None:
         self.state = AllocatorState()
         self._inventory = inventory
         self._decisions = decisions
-        self._profiles = profiles
-        self._needs: dict[str, dict[str, Constraints]] = {}  # by workload, by component
+        self._profiler = profiler
 
     # --- modules ---
 
@@ -140,7 +139,7 @@ class Placer:
             return {}
         views = [node.view for node in known.values()]
         found: dict[str, Mapping[str, str]] = {}
-        for need in analyze_workload(workload, self._profiles):
+        for need in analyze_workload(workload, self._profiler):
             if need.component not in found:
                 reasons = never_fits(views, need.demand, need.constraints)
                 if reasons is not None:
@@ -164,7 +163,7 @@ class Placer:
         component = self._find(instance)
         if component is None:
             return 0
-        demand = demand_of(component, self._profiles.get(identity(component)))
+        demand = self._profiler.demand(component)
         devices = sum(a.count * a.milli for a in demand.accelerators)
         return (devices << 40) + demand.memory_bytes // 1024 + demand.cpu_milli
 
@@ -205,21 +204,9 @@ class Placer:
 
     def _need(self, workload: str, component: Component) -> tuple[Demand, Constraints]:
         """What an instance of this component asks for, with the newest hints."""
-        needs = self._needs.get(workload)
-        if needs is None or component.name not in needs:
-            record = self._decisions.workloads.get(workload)
-            if record is None or record.workload.component(component.name) != component:
-                single = Workload(name=workload, components=(component,))
-                found = analyze_workload(record.workload if record else single, self._profiles)
-            else:
-                found = analyze_workload(record.workload, self._profiles)
-            needs = self._needs[workload] = {n.component: n.constraints for n in found}
-        demand = demand_of(component, self._profiles.get(identity(component)))
-        return demand, needs[component.name]
-
-    def forget_workload(self, workload: str) -> None:
-        """It was removed; another one may take its name."""
-        self._needs.pop(workload, None)
+        record = self._decisions.workloads.get(workload)
+        whole = record.workload if record else Workload(name=workload, components=(component,))
+        return self._profiler.demand(component), constraints_of(whole, component, self._profiler)
 
     def _component(self, assignment: Assignment) -> Component | None:
         record = self._decisions.workloads.get(assignment.workload)

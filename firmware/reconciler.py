@@ -482,7 +482,6 @@ class Reconciler:
 
         def erased(good: bool) -> None:
             if good:
-                self._placer.forget_workload(name)
                 self._events.emit(EventCode.WORKLOAD_REMOVED, f"{name}: removed")
 
         self._decisions.erase_workload(name, erased)
