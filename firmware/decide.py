@@ -108,7 +108,8 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip:
-    """A move's point of no return: the target becomes the place."""
+    """A move's point of no return: the target becomes the place. Where volumes came home since it
+    was prepared, it becomes a new generation, which is staged with their newest state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +183,9 @@ def _keep(
     if status.generation > place.generation:
         return Wait(reason=f"quarantined: generation {status.generation} is newer than ours")
     if status.generation < place.generation:
-        if status.state not in DEAD:
+        if status.state in LIVE:
             return Stop(place=place, generation=status.generation)
-        return Stage(place=place)
+        return Stage(place=place)  # takes the place of what is dead or merely prepared
     if assignment.ending is not None:
         return Wait(reason=assignment.ending.text)
     match status.state:

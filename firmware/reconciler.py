@@ -489,6 +489,8 @@ class Reconciler:
     def _flip(self, assignment: Assignment) -> None:
         target = assignment.target
         assert target is not None
+        if assignment.volumes:  # what was prepared has their state from before the stop
+            target = replace(target, generation=self._decisions.next_generation())
         flipped = replace(assignment, place=target, target=None)
 
         def decided(good: bool) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from firmware import decide as steps
 from firmware.assignments import Assignment, Ending, Place
-from firmware.decide import DEAD, LIVE, Seen, Sight, decide
+from firmware.decide import LIVE, Seen, Sight, decide
 from firmware.workload import Component, Workload
 from protocol.apf import ExitReason, InstanceState, InstanceStatus
 
@@ -243,7 +243,7 @@ class Model:
                 self.assignment = replace(a, place=self.place(a.place.cnm), restarts=a.restarts + 1)
             case steps.Stage(place=place):
                 old = self.there.get(place.cnm)
-                assert old is None or old.state in DEAD or old.generation == place.generation
+                assert old is None or old.state not in LIVE
                 self.there[place.cnm] = status(InstanceState.PREPARED, place.generation)
             case steps.Start(place=place):
                 self.there[place.cnm] = status(InstanceState.RUNNING, place.generation)
@@ -259,7 +259,11 @@ class Model:
             case steps.End(ending=ending):
                 self.assignment = replace(a, ending=ending)
             case steps.Flip():
-                self.assignment = replace(a, place=a.target, target=None)
+                target = a.target
+                if a.volumes:
+                    self.generation += 1
+                    target = replace(target, generation=self.generation)
+                self.assignment = replace(a, place=target, target=None)
             case steps.CancelMove():
                 self.assignment = replace(a, target=None)
 
