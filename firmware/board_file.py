@@ -101,9 +101,10 @@ def locate(chain: list[BoardFile], path: KeyPath) -> tuple[str, int]:
     """The file and line of a key, or of the nearest thing around it. (file, 0) if not found."""
     for length in range(len(path), 0, -1):
         for file in chain:
-            line = _lines(file.text).get(_own_path(chain, file, path[:length]), 0)
-            if line:
-                return str(file.path), line
+            lines = _lines(file.text)
+            for place in _own_paths(chain, file, path[:length]):
+                if place in lines:
+                    return str(file.path), lines[place]
     return str(chain[0].path), 0
 
 
@@ -115,16 +116,20 @@ def error_at(
     return BoardError(file, path_text(path), want, got, line=line, do=do)
 
 
-def _own_path(chain: list[BoardFile], file: BoardFile, path: KeyPath) -> KeyPath:
-    """`slot[2]` of the merged document may be `slot[0]` of the file that changes slot 2."""
-    if len(path) < 2 or path[0] != "slot":
-        return path
+def _own_paths(chain: list[BoardFile], file: BoardFile, path: KeyPath) -> list[KeyPath]:
+    """Where this file may hold a key of the merged document: `slot[2]` may be its `slot[0]`, and
+    what a slot does not say itself is in `slot_default`."""
+    if len(path) < 2 or path[0] != "slot" or not isinstance(path[1], int):
+        return [path]
+    default: KeyPath = ("slot_default", *path[2:])
+    defaults = [default] if len(path) > 2 else []
     try:
         number = merge(chain)["slot"][path[1]]["slot"]
         own = [item.get("slot") for item in file.document["slot"]]
-        return ("slot", own.index(number), *path[2:])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return path  # the file is too wrong to tell; the plain index is the best guess
+        index = path[1] if own[path[1] :][:1] == [number] else own.index(number)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return [path, *defaults]  # too wrong to tell: the plain index is the best guess
+    return [("slot", index, *path[2:]), *defaults]
 
 
 def _read(path: Path, chain: list[BoardFile]) -> BoardFile:
