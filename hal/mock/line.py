@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from hal.errors import LinkDown, Refused
 from hal.mock.line_faults import LineFaults
-from hal.ports import READ_LIMIT_BYTES, Buffer, Event
+from hal.mock.node import HANGUP, READ, WRITE
+from hal.ports import READ_LIMIT_BYTES, Buffer
 
 if TYPE_CHECKING:
     from hal.mock.kernel import VirtualKernel
@@ -51,7 +52,7 @@ class _Direction:
         start_ns = max(kernel.now_ns, self.free_ns)
         self.free_ns = start_ns + self.line.wire_ns(len(data))
         if self.faults.idle:
-            kernel.at(self.free_ns, lambda: self._arrive(data, len(data)))
+            kernel.push(self.free_ns, lambda: self._arrive(data, len(data)))
             return
         pieces = self.faults.apply(data, self.rng)
         kernel.note(self.name, "fault", f"{len(data)}>{[len(piece) for _, piece in pieces]}")
@@ -72,10 +73,13 @@ class _Direction:
         receiver = self.line.receiver(self)
         if receiver is None or self.line.down:
             self.bytes_lost += len(data)
+        elif not self.wire and len(self.received) + len(data) <= self.line.buffer_bytes:
+            self.received += data
+            self.bytes_out += len(data)
+            receiver.refresh()
         else:
-            if data:
-                self.in_flight_bytes += len(data)
-                self.wire.append(data)
+            self.in_flight_bytes += len(data)
+            self.wire.append(data)
             self.settle(receiver)
         self.line.tell_sender(self)
 
@@ -130,8 +134,11 @@ class MockStream:
         if received:
             data = bytes(received[:READ_LIMIT_BYTES])
             del received[:READ_LIMIT_BYTES]
-            self._in.settle(self)
-            self._line.tell_sender(self._in)
+            if self._in.wire:
+                self._in.settle(self)
+                self._line.tell_sender(self._in)
+            elif not received:
+                self.refresh()
             return data
         self._check()
         return b""
@@ -139,10 +146,15 @@ class MockStream:
     def write(self, data: Buffer) -> int:
         """Bytes taken, as far as the buffer has room. Raises LinkDown on hang-up."""
         self._check()
-        taken = bytes(memoryview(data).cast("B")[: max(self._out.room, 0)])
+        room = max(self._out.room, 0)
+        if type(data) is bytes and len(data) <= room:
+            taken = data
+        else:
+            taken = bytes(memoryview(data).cast("B")[:room])
         if taken:
             self._out.send(taken)
-            self.refresh()
+            if len(taken) == room:
+                self.refresh()
         return len(taken)
 
     def close(self) -> None:
@@ -152,6 +164,11 @@ class MockStream:
             self._line.kernel.close_handle(self._handle)
             self._line.ended(self)
 
+    @property
+    def writable(self) -> bool:
+        """For the line: does its handle say that it takes bytes?"""
+        return bool(self._handle.ready & WRITE)
+
     def hang_up(self) -> None:
         """For the line: this end is dead from now on."""
         self._dead = True
@@ -159,13 +176,11 @@ class MockStream:
 
     def refresh(self) -> None:
         """For the line: say again what this end is ready for."""
-        ready = Event(0)
-        if self._in.received:
-            ready |= Event.READ
-        if self._dead or self._line.peer_gone(self):
-            ready |= Event.HANGUP | Event.READ
-        elif self._out.room > 0:
-            ready |= Event.WRITE
+        ready = READ if self._in.received else 0
+        if self._dead or (self._line.socket and self._line.peer_gone(self)):
+            ready |= HANGUP | READ
+        elif self._out.in_flight_bytes < self._line.buffer_bytes:
+            ready |= WRITE
         if ready != self._handle.ready:
             self._handle.set(ready)
 
@@ -263,7 +278,7 @@ class MockLine:
 
     def tell_sender(self, direction: _Direction) -> None:
         sender = self._ends.get("a" if direction is self.a_to_b else "b")
-        if sender is not None:
+        if sender is not None and not sender.writable:
             sender.refresh()
 
     def peer_gone(self, end: MockStream) -> bool:

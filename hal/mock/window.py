@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from hal.errors import PeerGone, Refused
-from hal.ports import Buffer, Event
+from hal.mock.node import HANGUP, READ
+from hal.ports import Buffer
 
 if TYPE_CHECKING:
     from hal.mock.kernel import VirtualKernel
@@ -147,9 +148,9 @@ class MockDoorbell:
 
     def refresh(self) -> None:
         """For the pair: say again whether the handle is ready."""
-        ready = Event.READ if self.rung else Event(0)
+        ready = READ if self.rung else 0
         if self._pair.peer_gone(self.side):
-            ready |= Event.READ | Event.HANGUP
+            ready |= READ | HANGUP
         if ready != self._handle.ready:
             self._handle.set(ready)
 
