@@ -26,6 +26,7 @@ from firmware.cnm.records import (
     Prepared,
     RefusedError,
     key_of,
+    refusal_of,
 )
 from firmware.cnm.runner import Runner
 from firmware.cnm.tombstones import Tombstones
@@ -37,12 +38,6 @@ INSTANCES_LIMIT: Final = 256
 GRACE_MAX_MS: Final = 600_000  # longer is cut: the lease of a dead card ends it sooner anyway
 STATUS_SEQ_MASK: Final = 0xFFFF_FFFF
 BUSY_MS: Final = 100
-
-_REASONS: Final = {
-    Verdict.FOREIGN_CARD: RefusalReason.FOREIGN_CARD,
-    Verdict.FOREIGN_BOOT: RefusalReason.FOREIGN_BOOT,
-    Verdict.STALE_EPOCH: RefusalReason.STALE_EPOCH,
-}
 
 
 class InstanceEvents(Protocol):
@@ -92,7 +87,12 @@ class InstanceTable:
         """Rule 1, the part about the card, its epoch and the boot."""
         verdict = self._guard.binding.admit(ctx.card_uuid, ctx.epoch, ctx.boot_id)
         if verdict is not Verdict.OK:
-            raise RefusedError(_REASONS[verdict], f"command refused: {verdict.value}")
+            raise refusal_of(verdict)
+
+    def look(self, ctx: Ctx, name: str, generation: int) -> Instance | None:
+        """What a command for this generation would meet; changes nothing."""
+        self.admit(ctx)
+        return self._newest_up_to(name, generation)
 
     # --- commands ---
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from firmware.cnm.health_spec import Healthcheck
+from firmware.cnm.lease_guard import Verdict
 from hal.ports import InstanceExit, InstanceHandle, InstanceSpec
 from protocol.apf import Ctx, Health, InstanceState, Refusal, RefusalReason
 
@@ -29,6 +30,18 @@ class RefusedError(Exception):
 
     def to_refusal(self) -> Refusal:
         return Refusal(reason=self.reason, retry_after_ms=self.retry_after_ms, text=self.text)
+
+
+_REASONS: Final = {
+    Verdict.FOREIGN_CARD: RefusalReason.FOREIGN_CARD,
+    Verdict.FOREIGN_BOOT: RefusalReason.FOREIGN_BOOT,
+    Verdict.STALE_EPOCH: RefusalReason.STALE_EPOCH,
+}
+
+
+def refusal_of(verdict: Verdict) -> RefusedError:
+    """Of a command whose context was judged so (DESIGN section 4, rule 1)."""
+    return RefusedError(_REASONS[verdict], f"command refused: {verdict.value}")
 
 
 def key_of(name: str, generation: int) -> str:
