@@ -4,6 +4,7 @@ Ref: compose-spec 11-extension.md "Specifying byte values", "Specifying duration
 Docker are go-units RAMInBytes (all powers of 1024) and Go's time.ParseDuration.
 """
 
+import math
 import re
 from decimal import Decimal, InvalidOperation
 from typing import Final
@@ -59,7 +60,7 @@ def parse_duration_ms(text: str) -> int:
         place = match.end()
     if place != len(text) or not text:
         raise UnitError(f"wanted a duration such as 10s or 1m30s, found {text[:60]!r}")
-    value = -int(-total // 10**6)
+    value = math.ceil(total / 10**6)
     if value > MAX_DURATION_MS:
         raise UnitError(f"wanted at most {MAX_DURATION_MS} ms, found {text[:60]!r}")
     return value
@@ -73,4 +74,4 @@ def parse_cpu_milli(text: str) -> int:
         raise UnitError(f"wanted a number of processors such as 0.5, found {text[:60]!r}") from exc
     if not value.is_finite() or not 0 <= value * 1000 <= MAX_CPU_MILLI:
         raise UnitError(f"wanted 0 to {MAX_CPU_MILLI // 1000} processors, found {text[:60]!r}")
-    return -int(-value * 1000 // 1)
+    return math.ceil(value * 1000)
