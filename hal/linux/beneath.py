@@ -176,6 +176,8 @@ def _remove_some(
     try:
         if mount_id(fd) != mount_id(dir_fd):
             raise Refused(f"{name!r} is a mount point; unmount it first")
+        if os.geteuid():
+            os.fchmod(fd, 0o700)  # ours, but perhaps read-only
         left: Refused | None = None
         for below in os.listdir(fd):
             try:

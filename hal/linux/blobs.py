@@ -1,7 +1,8 @@
 """Content-addressed objects on a file system. Names: SHA-256 (FIPS 180-4), as in OCI layouts.
 
     <root>/sha256/ab/<64 hex digits>   whole, checked, synced, read-only
-    <root>/partial/...                 being filled; emptied at the next start
+    <root>/partial/<64 hex digits>     being filled; kept over a restart, so that it can be resumed
+    <root>/partial/put-1, ingest-1     scratch; removed at the next start
 
 An object appears under its name by one rename after it was hashed and synced, so a crash leaves
 partials only. One program owns the root.
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from hal.errors import HalError, Refused, StoreFull, Unavailable
-from hal.linux.beneath import DIR_FLAGS, remove_tree, write_all
+from hal.linux.beneath import DIR_FLAGS, write_all
 from hal.linux.oserror import hal_error
 from hal.linux.workers import Check, Workers
 from hal.ports import Buffer, Done, Reactor
@@ -44,7 +45,7 @@ class LinuxBlobStore:
     """`hal.ports.BlobStore`. `admit` and the reads may be called from worker threads too."""
 
     def __init__(self, root: str | Path, reactor: Reactor, workers: Workers) -> None:
-        """Makes the directories; what an earlier run left half-filled is removed."""
+        """Makes the directories. Of what an earlier run left half-filled, the newest 64 stay."""
         self._root = os.path.realpath(root)
         self._reactor = reactor
         self._workers = workers
@@ -52,12 +53,8 @@ class LinuxBlobStore:
         self._serial = itertools.count()
         try:
             os.makedirs(f"{self._root}/sha256", 0o700, exist_ok=True)
-            root_fd = os.open(self._root, DIR_FLAGS)
-            try:
-                remove_tree(root_fd, "partial")
-            finally:
-                os.close(root_fd)
-            os.mkdir(f"{self._root}/partial", 0o700)
+            os.makedirs(f"{self._root}/partial", 0o700, exist_ok=True)
+            self._tidy()
         except OSError as exc:
             raise hal_error(exc, f"blob store {self._root}") from exc
 
@@ -128,8 +125,8 @@ class LinuxBlobStore:
         self._make_room(size_bytes)
         try:
             if known is None:
-                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-                fd = os.open(self._partial_path(digest), flags, 0o400)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                fd = os.open(self._partial_path(digest), flags, 0o600)
                 known = self._partials[digest] = _Partial(fd=fd, size_bytes=size_bytes)
             os.ftruncate(known.fd, size_bytes)
         except OSError as exc:
@@ -207,6 +204,8 @@ class LinuxBlobStore:
             known.dropped = True  # the worker still reads it; removed when it comes back
         elif known is not None:
             self._forget(digest)
+        else:
+            _unlink(self._partial_path(digest))  # of an earlier run
         _unlink(self.path_of(digest))
 
     def digests(self) -> Sequence[bytes]:
@@ -226,7 +225,8 @@ class LinuxBlobStore:
     def admit(self, fd: int, size_bytes: int, digest: bytes | None, check: Check) -> bytes:
         """Copy from a descriptor, hash, sync, rename; on a worker thread. Returns the digest.
 
-        Raises Refused when it ends early or has another digest than the one expected.
+        Raises Refused when it has another digest than the one expected, or ends early; without
+        an expected digest (a file that somebody writes to) what came is what is stored.
         """
         path = self._scratch("ingest")
         hasher = hashlib.sha256()
@@ -241,6 +241,8 @@ class LinuxBlobStore:
                     if not ready.poll(_POLL_MS):
                         continue
                     data = os.read(fd, min(left, _STEP_BYTES))
+                    if not data and digest is None:
+                        break
                     if not data:
                         raise Refused(f"the source ended {left} B short of {size_bytes} B")
                     hasher.update(data)
@@ -257,12 +259,25 @@ class LinuxBlobStore:
             raise
         return found
 
+    def _tidy(self) -> None:
+        """Removes scratch and the oldest partials beyond PARTIAL_LIMIT."""
+        top = f"{self._root}/partial"
+        left = []
+        for name in os.listdir(top):
+            if len(name) == 2 * DIGEST_BYTES:
+                left.append((os.stat(f"{top}/{name}").st_mtime_ns, name))
+            else:
+                os.unlink(f"{top}/{name}")
+        for _, name in sorted(left, reverse=True)[PARTIAL_LIMIT:]:
+            os.unlink(f"{top}/{name}")
+
     def _finish(self, digest: bytes, known: _Partial, check: Check) -> None:
         hasher = hashlib.sha256()
         for offset in range(0, known.size_bytes, _STEP_BYTES):
             check()
             hasher.update(os.pread(known.fd, _STEP_BYTES, offset))
         _compare(digest, hasher.digest(), known.size_bytes)
+        os.fchmod(known.fd, 0o400)
         os.fsync(known.fd)
         if not known.dropped:
             self._admit(self._partial_path(digest), digest)

@@ -82,7 +82,7 @@ def _judge(connection: sqlite3.Connection, path: str) -> None:
         )
     verdict = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
     if verdict != ["ok"]:
-        raise _damaged(path, "; ".join(verdict))
+        raise _damaged(path, " ".join("; ".join(verdict).split()))
     meta = dict(connection.execute("SELECT name, value FROM meta"))
     schema, oldest = meta.get("schema"), meta.get("oldest_reader")
     if not isinstance(schema, int) or not isinstance(oldest, int):

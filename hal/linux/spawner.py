@@ -27,6 +27,7 @@ class LinuxSpawner:
     def __init__(self, children: Children, cgroups: CgroupTree) -> None:
         self._children = children
         self._cgroups = cgroups
+        self._pairs: set[int] = set()  # far ends not handed to a program yet
         self.notes: list[str] = []  # why the last spawn got less than it asked for
 
     def spawn(self, spec: ProcessSpec, on_exit: Callable[[int], None]) -> Process:
@@ -65,13 +66,20 @@ class LinuxSpawner:
             for fd in (log_fd, config_fd):
                 if fd >= 0:
                     os.close(fd)
+        for fd in self._pairs.intersection(spec.pass_fds):
+            self._pairs.discard(fd)
+            os.close(fd)
         popen.returncode = 0  # reaped through its pidfd: Popen must not wait for it as well
         return self._children.watch(
             popen.pid, lambda status: on_exit(UNKNOWN_STATUS if status is None else status)
         )
 
     def stream_pair(self) -> tuple[ByteStream, int]:
-        return stream_pair()
+        """The descriptor is closed here once it was passed to a program by `spawn`: only then
+        does the program's end hang up ours."""
+        ours, fd = stream_pair()
+        self._pairs.add(fd)
+        return ours, fd
 
     def _joins(self, path: str | None) -> list[str]:
         if path is None:

@@ -77,7 +77,6 @@ def test_a_passed_descriptor_is_a_stream_both_ways(
         cgroup=f"{cgroup_path}/a" if in_cgroup else None,
     )
     spawner.spawn(spec, seen.append)
-    os.close(fd)
     assert ours.write(b"ping\n") == 5
     got: list[bytes] = []
     loop.watch(ours.handle, Event.READ, lambda _: got.append(ours.read()) if not got else None)
