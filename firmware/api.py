@@ -224,7 +224,7 @@ class Api:
             target = self._card.decisions.assignments[name].target
             answer.complete({"instance": name, "to": target.cnm if target else to})
 
-        self._card.reconciler.migrate_component(name, to, "on request", done)
+        self._card.reconciler.migration.migrate_component(name, to, "on request", done)
         return answer
 
     def _logs(self, call: Call) -> object:

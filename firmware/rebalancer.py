@@ -78,7 +78,7 @@ class Rebalancer:
             else:
                 self._moved_ns[instance] = self._loop.now_ns()
 
-        self._reconciler.migrate_component(instance, None, f"{cnm.id} is loaded", decided)
+        self._reconciler.migration.migrate_component(instance, None, f"{cnm.id} is loaded", decided)
 
     # --- drain ---
 
@@ -103,7 +103,7 @@ class Rebalancer:
                 break
             if assignment.target is None:
                 moving += 1
-                self._reconciler.migrate_component(
+                self._reconciler.migration.migrate_component(
                     assignment.instance, None, f"{cnm.id} drains", self._note(assignment.instance)
                 )
         self._timers[cnm.id] = self._loop.call_later(DRAIN_RETRY_NS, lambda: self.drain(cnm))

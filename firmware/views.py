@@ -92,7 +92,7 @@ class Views:
             "runtime": runtime_of(component) if component else None,
             "restarts": assignment.restarts if assignment else 0,
             "reason": self._reason(instance, assignment, status, cnm),
-            "pending": dict(self._reconciler.pending.get(instance, {})),
+            "pending": dict(self._reconciler.placements.pending.get(instance, {})),
             "target": assignment.target.cnm if assignment and assignment.target else None,
             "health": _health(status),
             "exit_status": assignment.ending.status if assignment and assignment.ending else None,
@@ -129,7 +129,7 @@ class Views:
         waiting = self._reconciler.waiting.get(instance, "")
         if waiting:
             return waiting
-        if instance in self._reconciler.pending:
+        if instance in self._reconciler.placements.pending:
             return "no module can hold it now; `pending` says why for each"
         if assignment is not None and assignment.target is not None:
             return f"moving to {assignment.target.cnm}: {assignment.why}"

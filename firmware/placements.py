@@ -1,0 +1,183 @@
+"""Decisions about where an instance is: first, again, and after its module was lost.
+
+Each writes the assignment first and acts on it only when it is on disk; the allocator's books
+follow at once, so that two decisions on their way to the disk never count on the same room.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from firmware.assignments import Assignment, Place
+from firmware.decide import Seen
+from firmware.decisions import Decisions
+from firmware.deployer import Deployer
+from firmware.events import EventCode, EventLog
+from firmware.inventory import Inventory
+from firmware.loop import MS, Loop
+from firmware.placer import NoRoom, Placer
+from firmware.storage import Volumes
+from firmware.workload import Component
+from protocol.apf import InstanceState
+
+AGAIN_FIRST_NS: Final = 100 * MS
+AGAIN_MOST_NS: Final = 30_000 * MS
+AGAIN_LIMIT: Final = 16_384
+
+
+class Placements:
+    """Loop thread only."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        inventory: Inventory,
+        decisions: Decisions,
+        deployer: Deployer,
+        placer: Placer,
+        volumes: Volumes,
+        events: EventLog,
+        *,
+        kick: Callable[[str], None],
+    ) -> None:
+        self.pending: dict[str, dict[str, str]] = {}  # instance -> CNM -> why not there
+        self._loop = loop
+        self._inventory = inventory
+        self._decisions = decisions
+        self._deployer = deployer
+        self._placer = placer
+        self._volumes = volumes
+        self._events = events
+        self._kick = kick
+        self._again_ns: dict[tuple[str, int], int] = {}
+
+    def place_on(self, cnm_id: str) -> Place:
+        """A new generation on a module as it is booted now."""
+        cnm = self._inventory.get(cnm_id)
+        assert cnm is not None
+        return Place(cnm=cnm_id, boot_id=cnm.boot_id, generation=self._decisions.next_generation())
+
+    def place(
+        self, instance: str, component: Component, before: Assignment | None, restarts: int
+    ) -> None:
+        """Find a module for it, or say per module why not."""
+        workload, _name, index = instance.rsplit("/", 2)
+        choice = self._placer.choose(workload, component, instance)
+        if isinstance(choice, NoRoom):
+            if instance not in self.pending:
+                self._events.emit(
+                    EventCode.INSTANCE_PENDING, f"{instance}: {choice.text()}", instance=instance
+                )
+            self.pending[instance] = choice.reasons
+            return
+        place = self.place_on(choice)
+        base = before or Assignment(
+            instance=instance, workload=workload, component=component.name, index=int(index)
+        )
+        self.assign(base, component, place, restarts, EventCode.INSTANCE_ASSIGNED, "")
+
+    def assign(
+        self,
+        base: Assignment,
+        component: Component,
+        place: Place,
+        restarts: int,
+        code: EventCode,
+        text: str,
+    ) -> None:
+        """Write a place down; the text goes before the module's name in the event."""
+        writable = tuple(mount.name for mount in component.volumes if not mount.read_only)
+        assignment = replace(
+            base, place=place, target=None, why="", restarts=restarts, ending=None, volumes=writable
+        )
+        self.pending.pop(base.instance, None)
+        self._placer.sync(assignment, component)
+
+        def decided(good: bool) -> None:
+            if not good:
+                self._placer.sync(self._decisions.assignments.get(base.instance), component)
+                return
+            self._events.emit(
+                code,
+                f"{base.instance}: {text}{place.cnm}, generation {place.generation}",
+                cnm=place.cnm,
+                instance=base.instance,
+                data={"generation": place.generation},
+            )
+
+        self._decisions.assign([assignment], decided)
+
+    def release(self, assignment: Assignment, component: Component) -> None:
+        """Its module is gone. Give the place up, and take another one in the same decision."""
+        instance, place = assignment.instance, assignment.place
+        assert place is not None
+        self._deployer.settle(instance)
+        self._placer.forget(instance)
+        for name in assignment.volumes:
+            self.say_stale(instance, name)
+        choice = self._placer.choose(assignment.workload, component, instance)
+        if isinstance(choice, NoRoom):
+            self._events.emit(
+                EventCode.INSTANCE_LOST,
+                f"{instance}: lost with {place.cnm}; nowhere to go: {choice.text()}",
+                cnm=place.cnm,
+                instance=instance,
+            )
+            self._decisions.assign([replace(assignment, place=None, target=None, why="")])
+            return
+        fresh = self.place_on(choice)
+        self.assign(
+            assignment,
+            component,
+            fresh,
+            assignment.restarts,
+            EventCode.INSTANCE_FAILOVER,
+            f"lost with {place.cnm}, goes to ",
+        )
+
+    def say_stale(self, instance: str, volume: str) -> None:
+        """A volume goes on from what is safe on the card: say how old that is."""
+        age_ms = self._volumes.age_ms(volume)
+        text = "as it was created" if age_ms is None else f"{age_ms} ms old"
+        self._events.emit(
+            EventCode.VOLUME_STALE,
+            f"{instance}: volume {volume} goes on from the state on the card, {text}",
+            instance=instance,
+            data={"volume": volume, "age_ms": age_ms},
+        )
+
+    def again(self, assignment: Assignment, component: Component, seen: Seen) -> None:
+        """It ended and is wanted: a new generation after a pause, where it was if possible."""
+        place = assignment.place
+        assert place is not None
+        assert seen.status is not None
+        key = (assignment.instance, place.generation)
+        now_ns = self._loop.now_ns()
+        due_ns = self._again_ns.get(key)
+        if due_ns is None:
+            pause_ns = min(AGAIN_MOST_NS, AGAIN_FIRST_NS << min(assignment.restarts, 10))
+            due_ns = self._again_ns[key] = now_ns + pause_ns
+            self._events.emit(
+                EventCode.INSTANCE_RESTARTING,
+                f"{assignment.instance}: {seen.status.text or 'ended'}; again in "
+                f"{pause_ns // MS} ms",
+                cnm=place.cnm,
+                instance=assignment.instance,
+            )
+        if now_ns < due_ns:
+            self._loop.call_at(due_ns, lambda: self._kick(assignment.instance))
+            return
+        del self._again_ns[key]
+        cnm_id = place.cnm
+        if seen.draining or seen.status.state == InstanceState.FAILED:
+            choice = self._placer.find_alternative_cnm(component, assignment)
+            cnm_id = cnm_id if isinstance(choice, NoRoom) else choice
+        fresh = self.place_on(cnm_id)
+        self.assign(
+            assignment,
+            component,
+            fresh,
+            assignment.restarts + 1,
+            EventCode.INSTANCE_ASSIGNED,
+            "again on ",
+        )
