@@ -103,5 +103,5 @@ class PidFile(Protocol):
     def write(self, pid: int) -> None: ...
 
     def close(self) -> None:
-        """Remove the file and let the lock go."""
+        """Empty the file and let the lock go."""
         ...
