@@ -1,16 +1,14 @@
-"""The `Entropy` port: repeatable per node and incarnation, so that each boot gets its own ids."""
+"""The `Entropy` port: repeatable, and never the same bytes twice on one node."""
 
 from hal.mock.node import Node
 
 
 class MockEntropy:
-    """Random bytes drawn from the kernel's seed. Not for keys."""
+    """Random bytes drawn from the kernel's seed and the node's name. Not for keys."""
 
     def __init__(self, node: Node) -> None:
-        """One per start of a program: a second one on the same node draws other bytes."""
-        made = f"{node.name}/entropy"
-        count = node.kernel.rng(made).getrandbits(64)
-        self._rng = node.kernel.rng(f"{made}/{count:016x}")
+        """Each start of a program goes on in its node's stream, so that boot ids differ."""
+        self._rng = node.kernel.rng(f"{node.name}/entropy")
 
     def random_bytes(self, length: int) -> bytes:
         """`length` bytes; the same for the same seed and history."""

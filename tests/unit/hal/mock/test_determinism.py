@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from firmware.loop import MS, Loop
+from hal.mock.entropy import MockEntropy
 from hal.mock.kernel import VirtualKernel
 from tests.unit.hal.mock import scenario
 
@@ -58,6 +59,15 @@ def test_streams_of_randomness_do_not_shift_each_other() -> None:
     assert kernel.rng("b").random() == alone
     assert kernel.rng("b") is kernel.rng("b")
     assert VirtualKernel(4).rng("b").random() != alone
+
+
+def test_each_start_of_a_program_draws_its_own_bytes_and_the_same_in_each_run() -> None:
+    def boots() -> list[bytes]:
+        node = VirtualKernel(3).node("cnm0/init")
+        return [MockEntropy(node).random_bytes(16) for _ in range(5)]
+
+    assert len(set(boots())) == 5
+    assert boots() == boots()
 
 
 def test_the_trace_hash_covers_what_has_fallen_out_of_the_trace() -> None:

@@ -199,6 +199,19 @@ def test_a_finish_takes_time_by_size_and_its_deadline_counts() -> None:
     assert out[1] is None
 
 
+def test_work_that_a_dead_node_had_begun_is_not_done() -> None:
+    card = Card()
+    blobs = MockBlobs(card.node, card.disk)
+    digest = hashlib.sha256(b"data").digest()
+    blobs.begin(digest, 4)
+    blobs.write_chunk(digest, 0, b"data")
+    blobs.submit_finish(digest, card.kernel.now_ns + SECOND, lambda result: None)
+    card.restart()
+    card.kernel.run_for(SECOND)
+    assert card.disk.blobs == {}
+    assert card.disk.partials[digest].data == b"data", "it can still be finished"
+
+
 def test_bit_rot_is_silent_and_a_hash_finds_it() -> None:
     card = Card()
     blobs = MockBlobs(card.node, card.disk)

@@ -401,6 +401,35 @@ def test_a_fault_can_end_an_instance_by_itself() -> None:
     assert len(exits) == 1
 
 
+def test_what_the_power_ended_does_not_end_again() -> None:
+    kernel = VirtualKernel(1)
+    _, exits, _, slot = start(kernel, Behaviour(runs_ns=SECOND))
+    slot.power_good = True
+    kernel.run_for(SECOND // 2)
+    slot.lose_power()
+    kernel.run_for(2 * SECOND)
+    assert kernel.trace.entries(what="instance_dark")
+    assert kernel.trace.entries(what="instance_end") == []
+    assert exits == []
+
+
+def test_of_two_ends_on_their_way_the_earlier_one_comes() -> None:
+    kernel = VirtualKernel(1)
+    _, exits, runtime, _ = start(kernel, Behaviour(stop_ns=MS, kill_ns=5 * MS))
+    kernel.run_for(100 * MS)
+    runtime.signal("i", 15)
+    runtime.kill_all("i")
+    kernel.run_for(100 * MS)
+    assert [end.status for end in exits] == [15]
+    kernel = VirtualKernel(1)
+    _, exits, runtime, _ = start(kernel, Behaviour(stop_ns=SECOND, kill_ns=5 * MS))
+    kernel.run_for(100 * MS)
+    runtime.signal("i", 15)
+    runtime.kill_all("i")
+    kernel.run_for(100 * MS)
+    assert [end.status for end in exits] == [9]
+
+
 def test_the_latest_rule_that_matches_an_argv_is_taken() -> None:
     kernel = VirtualKernel(1)
     kernel.behaviours.add("sleep *", Behaviour(exit_status=1))
