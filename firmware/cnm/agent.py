@@ -94,7 +94,6 @@ class Agent:
             reactor=ports.reactor,
             init=self._init,
             blobs=ports.blobs,
-            files=ports.files,
             rootfs=self._rootfs,
             hot_tier=self._hot_tier,
             on_end=self._plan_sweep,

@@ -336,9 +336,10 @@ class InstanceTable:
         if instance.state is not InstanceState.STARTING:
             return
         if isinstance(result, HalError):
-            instance.state = InstanceState.FAILED
+            stopped = instance.stop_wanted and not instance.doom
+            instance.state = InstanceState.STOPPED if stopped else InstanceState.FAILED
             instance.text = instance.doom or f"start failed: {result}"
-            instance.cancel_kill()
+            self._runner.kill_once(instance)  # what half of it may have been started
             self._change()
             return
         instance.handle = result

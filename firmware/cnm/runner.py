@@ -3,18 +3,24 @@
 A kill is not believed until the runtime reports the end: it is repeated from KILL_EVERY_NS up to
 KILL_EVERY_MAX_NS apart (doubling) for as long as the instance lives, because nothing else may be
 done with an instance that can't be killed.
+
+Starts and removals go AT_ONCE at a time, the others wait for their turn (as many as the table
+holds): a card that starts 256 instances at once must not make 256 programs at once. Kills never
+wait. What is wanted dead before its turn comes is not started at all.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from firmware.cnm.records import Instance
 from firmware.loop import MS
-from hal.errors import HalError
+from hal.errors import HalError, Unavailable
 from hal.ports import Done, InstanceExit, InstanceHandle, Reactor, Runtime
 
 START_DEADLINE_MS: Final = 20_000  # runc create + start take 40 ms; a loaded module far longer
 REMOVE_DEADLINE_MS: Final = 10_000
+AT_ONCE: Final = 8
 KILL_EVERY_NS: Final = 50 * MS
 KILL_EVERY_MAX_NS: Final = 1_000 * MS
 
@@ -25,6 +31,8 @@ class Runner:
     def __init__(self, reactor: Reactor, runtimes: Mapping[str, Runtime]) -> None:
         self._reactor = reactor
         self._runtimes = dict(runtimes)
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._active = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,12 +51,36 @@ class Runner:
     ) -> None:
         """`done` is called once, later or at once, whatever the runtime does."""
         assert instance.prepared is not None
-        runtime = self.runtime_of(instance)
-        deadline_ns = self._reactor.now_ns() + START_DEADLINE_MS * MS
-        try:
-            runtime.submit_start(instance.prepared.spec, deadline_ns, done, on_exit)
-        except HalError as exc:
-            done(exc)
+        runtime, spec = self.runtime_of(instance), instance.prepared.spec
+
+        def finish(result: InstanceHandle | HalError) -> None:
+            done(result)
+            self._over()
+
+        def work() -> None:
+            if instance.doom or instance.stop_wanted:
+                finish(Unavailable("never started: it was wanted dead before its turn came"))
+                return
+            deadline_ns = self._reactor.now_ns() + START_DEADLINE_MS * MS
+            try:
+                runtime.submit_start(spec, deadline_ns, finish, on_exit)
+            except HalError as exc:
+                finish(exc)
+
+        self._in_turn(work)
+
+    def _in_turn(self, work: Callable[[], None]) -> None:
+        self._waiting.append(work)
+        self._next()
+
+    def _over(self) -> None:
+        self._active -= 1
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and self._active < AT_ONCE:
+            self._active += 1
+            self._waiting.popleft()()
 
     def stop(self, instance: Instance, grace_ms: int) -> None:
         """Its stop signal now, SIGKILL after the grace. A second stop can only shorten it."""
@@ -86,13 +118,30 @@ class Runner:
         except HalError as exc:
             instance.text = f"kill: {exc}"
 
+    def kill_once(self, instance: Instance) -> None:
+        """After a start that failed: leave nothing of it running."""
+        instance.cancel_kill()
+        try:
+            self.runtime_of(instance).kill_all(instance.key)
+        except HalError as exc:
+            instance.text = f"{instance.text}; kill: {exc}"
+
     def remove(self, instance: Instance, done: Done[None]) -> None:
         """Let the runtime forget a dead instance."""
         if instance.prepared is None:
             done(None)
             return
-        deadline_ns = self._reactor.now_ns() + REMOVE_DEADLINE_MS * MS
-        try:
-            self.runtime_of(instance).submit_remove(instance.key, deadline_ns, done)
-        except HalError as exc:
-            done(exc)
+        runtime, key = self.runtime_of(instance), instance.key
+
+        def finish(result: HalError | None) -> None:
+            done(result)
+            self._over()
+
+        def work() -> None:
+            deadline_ns = self._reactor.now_ns() + REMOVE_DEADLINE_MS * MS
+            try:
+                runtime.submit_remove(key, deadline_ns, finish)
+            except HalError as exc:
+                finish(exc)
+
+        self._in_turn(work)

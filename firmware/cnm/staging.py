@@ -17,12 +17,11 @@ from firmware.cnm.prepared_json import prepared_to_json
 from firmware.cnm.records import ALIVE, Prepared, RefusedError, ctx_to_json, key_of
 from firmware.cnm.rootfs import RootfsFactory
 from firmware.cnm.spec import Spec, VolumeMount, read_manifest, read_spec
-from firmware.cnm.users import UnknownUserError, resolve_user
 from firmware.cnm.volumes import HotTier
 from firmware.endpoint import Deferred
 from firmware.fields import FieldError
 from hal.errors import HalError, StoreFull
-from hal.ports import BlobStore, FileInfo, Files, InstanceSpec, MountSpec, Reactor
+from hal.ports import BlobStore, FileInfo, InstanceSpec, MountSpec, Reactor
 from protocol.apf import (
     LIST_MAX,
     DeployReply,
@@ -52,7 +51,6 @@ class Stager:
         reactor: Reactor,
         init: LocalPeer,
         blobs: BlobStore,
-        files: Files,
         rootfs: RootfsFactory,
         hot_tier: HotTier,
         on_end: Callable[[], None],
@@ -61,7 +59,6 @@ class Stager:
         self.reactor = reactor
         self.init = init
         self.blobs = blobs
-        self.files = files
         self.rootfs = rootfs
         self.hot_tier = hot_tier
         self.runtimes: tuple[str, ...] = ()
@@ -320,11 +317,6 @@ class _Job:
 
     def _finish(self) -> None:
         spec, stager = self.spec, self._stager
-        try:
-            user = resolve_user(stager.files, self._root, spec.user)
-        except UnknownUserError as exc:
-            stager.ended(self, str(exc))
-            return
         mounts = [
             MountSpec(
                 source=stager.hot_tier.path(volume.name),
@@ -339,7 +331,7 @@ class _Job:
             argv=spec.argv,
             env=spec.env,
             cwd=spec.cwd,
-            user=user,
+            user=spec.user,
             hostname=spec.hostname,
             rootfs=stager.rootfs.path(self._root) if self._root else "",
             read_only_rootfs=spec.read_only,

@@ -32,7 +32,8 @@ from protocol.apf import (
     VolumeFlushRequest,
     VolumeStateRequest,
 )
-from tests.unit.firmware.cnm.mock_cnm import CardSide, MockCnm, layer
+from tests.unit.firmware.cnm.card_side import CardSide
+from tests.unit.firmware.cnm.mock_cnm import MockCnm, layer, mock_card
 
 NAME = "shop/web/0"
 FOR_EVER = 1 << 62
@@ -46,18 +47,18 @@ def kernel() -> VirtualKernel:
 @pytest.fixture
 def card(kernel) -> CardSide:
     """A card that has adopted a booted CNM."""
-    card = CardSide(MockCnm(kernel))
+    card = mock_card(MockCnm(kernel))
     card.cnm.slot.switch_on()
     card.adopt()
     return card
 
 
 def kill_agent(card: CardSide) -> None:
-    card.kernel.programs.signal("cnm0/agent", SIGKILL)
+    card.cnm.kernel.programs.signal("cnm0/agent", SIGKILL)
 
 
 def test_a_booted_cnm_says_who_it_is_on_both_links(kernel) -> None:
-    card = CardSide(MockCnm(kernel))
+    card = mock_card(MockCnm(kernel))
     card.cnm.slot.switch_on()
     mc, agent = card.hello(card.mc), card.hello(card.agent)
     assert (mc.role, agent.role) == (Role.MC, Role.AGENT)
@@ -70,7 +71,7 @@ def test_a_booted_cnm_says_who_it_is_on_both_links(kernel) -> None:
 
 
 def test_the_uuid_stays_over_a_boot_and_the_boot_id_does_not(kernel) -> None:
-    card = CardSide(MockCnm(kernel))
+    card = mock_card(MockCnm(kernel))
     card.cnm.slot.switch_on()
     first = card.hello(card.mc)
     card.cnm.slot.reboot()
@@ -113,7 +114,7 @@ def test_an_older_epoch_is_refused_by_both_ends_and_its_grants_do_nothing(card) 
 
 
 def test_another_protocol_version_or_layout_is_answered_but_does_not_bind(kernel) -> None:
-    card = CardSide(MockCnm(kernel))
+    card = mock_card(MockCnm(kernel))
     card.cnm.slot.switch_on()
     assert card.hello(card.mc, version=9).bound_card_uuid == bytes(16)
     assert card.hello(card.mc, layout=b"12345678").bound_card_uuid == bytes(16)
@@ -182,7 +183,7 @@ def test_a_layer_that_is_no_tar_fails_the_instance_with_the_reason(card) -> None
 
 
 def test_a_program_that_does_not_start_is_failed_never_running(card) -> None:
-    card.kernel.behaviours.add("web", Behaviour(start_error="exec web: no such file"))
+    card.cnm.kernel.behaviours.add("web", Behaviour(start_error="exec web: no such file"))
     card.deploy(card.spec())
     card.wait_state(InstanceState.PREPARED)
     card.start()
@@ -210,7 +211,7 @@ def test_a_lease_that_is_not_renewed_kills_all_within_s_and_says_so(card) -> Non
 
 
 def test_what_cannot_be_killed_in_time_takes_the_whole_cnm_with_it(card) -> None:
-    card.kernel.behaviours.add("web", Behaviour(kill_ns=FOR_EVER))
+    card.cnm.kernel.behaviours.add("web", Behaviour(kill_ns=FOR_EVER))
     card.run_instance()
     card.granting = False
     card.until(lambda: card.cnm.halted)
@@ -243,14 +244,14 @@ def test_a_staging_that_the_agents_death_cut_short_goes_on(card) -> None:
 
 
 def test_an_agent_that_hangs_is_killed_and_started_again(card) -> None:
-    card.kernel.pause("cnm0/agent")
+    card.cnm.kernel.pause("cnm0/agent")
     card.until(lambda: card.heartbeats[-1].agent_age_ms > 5000)
     card.until(lambda: card.cnm.agents == 2, limit_s=30)
     card.until(lambda: card.heartbeats[-1].agent_age_ms < 200)
 
 
 def test_output_is_read_by_offset_and_survives_the_agent(card) -> None:
-    card.kernel.behaviours.add("web", Behaviour(output=b"hello from web\n"))
+    card.cnm.kernel.behaviours.add("web", Behaviour(output=b"hello from web\n"))
     card.run_instance()
     card.run(100)
 
@@ -344,14 +345,14 @@ def test_the_missing_files_of_a_volume_are_named_before_it_is_staged(card) -> No
 def test_health_shows_in_the_status(card) -> None:
     check = {"test": ["CMD", "probe"], "interval_ms": 1000, "timeout_ms": 500, "retries": 2,
              "start_period_ms": 0}  # fmt: skip
-    card.kernel.behaviours.add("web", Behaviour(exec_results={"probe": (0, b"")}))
+    card.cnm.kernel.behaviours.add("web", Behaviour(exec_results={"probe": (0, b"")}))
     assert card.run_instance(healthcheck=check).health == Health.STARTING
     card.run(1000)
     assert card.statuses()[NAME].health == Health.HEALTHY
 
 
 def test_a_change_is_told_at_once_and_usage_comes_by_itself(card) -> None:
-    card.kernel.behaviours.add("web", Behaviour(runs_ns=3_000_000_000, exit_status=7))
+    card.cnm.kernel.behaviours.add("web", Behaviour(runs_ns=3_000_000_000, exit_status=7))
     card.run_instance()
     card.changes.clear()
     card.run(1500)
@@ -377,8 +378,8 @@ def test_status_comes_in_pages_that_fit_a_message(card) -> None:
 
 def test_a_shutdown_ends_instances_and_agent_and_says_stopping(card) -> None:
     card.run_instance()
-    card.kernel.programs.signal("cnm0/init", 15)
-    card.until(lambda: "cnm0/init" not in card.kernel.programs.running)
+    card.cnm.kernel.programs.signal("cnm0/init", 15)
+    card.until(lambda: "cnm0/init" not in card.cnm.kernel.programs.running)
     assert not card.cnm.slot.instances
     assert card.heartbeats[-1].init_state is InitState.STOPPING
 
@@ -407,11 +408,11 @@ def test_garbage_on_both_lines_costs_frames_and_nothing_else(card) -> None:
 
 def test_without_an_agent_the_lease_lives_on(card) -> None:
     before = card.run_instance()
-    card.kernel.pause("cnm0/agent")
+    card.cnm.kernel.pause("cnm0/agent")
     card.run(8000)
     assert card.heartbeats[-1].lease_left_ms > 4000
     answer = card.ask(StartRequest(ctx=card.ctx, instance=NAME, generation=1), attempts=1)
     assert isinstance(answer, RequestTimedOut)
-    card.kernel.resume("cnm0/agent")
+    card.cnm.kernel.resume("cnm0/agent")
     card.run(1000)
     assert card.statuses()[NAME].pid == before.pid

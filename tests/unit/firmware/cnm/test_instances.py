@@ -7,7 +7,7 @@ import pytest
 from firmware.cnm.instances import INSTANCES_LIMIT, InstanceTable
 from firmware.cnm.lease_guard import CardBinding, LeaseGuard
 from firmware.cnm.records import Instance, Prepared, RefusedError, key_of
-from firmware.cnm.runner import Runner
+from firmware.cnm.runner import AT_ONCE, Runner
 from hal.errors import HalError, Unavailable
 from hal.ports import ExitReason, InstanceExit, InstanceSpec
 from protocol.apf import Ctx, Health, InstanceState, RefusalReason
@@ -436,3 +436,24 @@ def test_keys_are_short_clean_and_one_to_one() -> None:
     assert all(
         len(key) <= 64 and key.strip("abcdefghijklmnopqrstuvwxyz0123456789.-") == "" for key in keys
     )
+
+
+def test_many_starts_take_turns_and_a_stop_before_its_turn_starts_nothing(bench) -> None:
+    names = [f"w/c/{index:03}" for index in range(20)]
+    for name in names:
+        bench.prepare(name)
+        bench.table.start(CTX, name, 1)
+    assert bench.runtime.count("start") == AT_ONCE
+    bench.table.stop(CTX, names[-1], 1, grace_ms=0)
+    for name in names[:-1]:
+        bench.runtime.started(key_of(name, 1))
+    assert bench.runtime.count("start") == len(names) - 1
+    assert bench.state(names[-1]) is InstanceState.STOPPED
+    assert {bench.state(name) for name in names[:-1]} == {InstanceState.RUNNING}
+
+
+def test_a_start_that_failed_half_way_leaves_nothing_running(bench) -> None:
+    bench.prepare()
+    bench.table.start(CTX, NAME, 1)
+    bench.runtime.fail(key_of(NAME, 1), HalError("deadline"))
+    assert ("kill_all", key_of(NAME, 1)) in bench.runtime.calls
