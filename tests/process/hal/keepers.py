@@ -33,9 +33,9 @@ time.sleep(1000)
 """
 
 
-def python_init(program: str) -> list[str]:
+def python_init(program: str, python: str = sys.executable) -> list[str]:
     """argv of an init that runs this program."""
-    return [sys.executable, "-S", "-c", program]
+    return [python, "-S", "-c", program]
 
 
 def slot(number: int = 0, **fields: Any) -> dict[str, Any]:
@@ -58,13 +58,13 @@ class KeeperProcess:
         tmp_path: Path,
         slots: Sequence[Mapping[str, Any]],
         *,
-        prefix: Sequence[str] = (),
+        command: Sequence[str] = (sys.executable,),
         **top: Any,
     ) -> None:
         self.run_dir = tmp_path / "run"
         self.config_path = tmp_path / "keeper.json"
         self.config_path.write_text(json.dumps({"slots": list(slots), **top}))
-        self._prefix = list(prefix)
+        self._command = list(command)
         self.start()
 
     def start(self) -> None:
@@ -75,7 +75,7 @@ class KeeperProcess:
 
     def spawn(self) -> "subprocess.Popen[str]":
         """Only the process."""
-        argv = [*self._prefix, sys.executable, "-m", "hal.local.keeper"]
+        argv = [*self._command, "-m", "hal.local.keeper"]
         argv += ["--run", str(self.run_dir), "--config", str(self.config_path)]
         return subprocess.Popen(
             argv, cwd=PROJECT, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
