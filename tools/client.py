@@ -5,7 +5,6 @@ request. A connection that has timed out or hung up is not used again.
 """
 
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hal.linux.clock import LinuxClock
-from hal.ports import Clock
 from tools.errors import DaemonRefused, DaemonUnreachable, DeadlinePassed
 
 CALL_TIMEOUT_MS: Final = 10_000
@@ -31,11 +29,10 @@ class Client:
         path: str | Path,
         *,
         timeout_ms: int = CALL_TIMEOUT_MS,
-        clock: Clock | None = None,
     ) -> None:
         """Raises DaemonUnreachable."""
         self._path = str(path)
-        self._clock = clock or LinuxClock()
+        self._clock = LinuxClock()
         self._timeout_ms = timeout_ms
         self._buffer = bytearray()
         self._scanned = 0
@@ -46,7 +43,7 @@ class Client:
             self._socket.settimeout(timeout_ms / 1000)
             self._socket.connect(self._path)
         except OSError as exc:
-            self._socket.close()
+            self.close()
             raise self._unreachable(str(exc.strerror or exc)) from exc
 
     def __enter__(self) -> Self:
@@ -62,6 +59,7 @@ class Client:
 
     def close(self) -> None:
         self._socket.close()
+        self._clock.close()
 
     def call(
         self,
@@ -70,7 +68,7 @@ class Client:
         *,
         fds: Sequence[int] = (),
         timeout_ms: int | None = None,
-    ) -> Any:  # noqa: ANN401 (a JSON value)
+    ) -> Any:
         """The result. Raises DaemonRefused, DaemonUnreachable, DeadlinePassed. The descriptors
         stay the caller's own."""
         until_ns = self._until_ns(self._timeout_ms if timeout_ms is None else timeout_ms)
@@ -184,14 +182,3 @@ def _refusal(method: str, error: object) -> DaemonRefused:
     details = dict(data) if isinstance(data, dict) else {}
     code = str(details.pop("code", f"rpc_{error.get('code')}"))
     return DaemonRefused(code, str(error.get("message", code)), {"method": method, **details})
-
-
-def is_alive(path: str | Path) -> bool:
-    """Whether anybody listens on the socket."""
-    if not os.path.exists(path):
-        return False
-    try:
-        Client(path, timeout_ms=1000).close()
-    except DaemonUnreachable:
-        return False
-    return True

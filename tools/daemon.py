@@ -5,7 +5,6 @@ flock(2) for as long as their owners live: a number in a file that nobody locks 
 and is never signalled.
 """
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -14,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from hal.errors import HalError
 from hal.linux.clock import LinuxClock
+from hal.linux.pidfile import locked_pid
 from tools.client import Client
 from tools.errors import CheckFailed, DaemonRefused, DaemonUnreachable, DeadlinePassed
 from tools.paths import Places
@@ -49,6 +50,7 @@ def start_daemon(
     or CheckFailed with the tail of the log."""
     places.run.mkdir(parents=True, exist_ok=True)
     places.state.mkdir(parents=True, exist_ok=True)
+    board = str(Path(board).absolute()) if Path(board).is_file() else board
     argv = [sys.executable, "-m", "firmware.supervisor", "--board", board]
     argv += ["--run", str(places.run), "--state", str(places.state)]
     env = {**os.environ, "PYTHONPATH": _python_path()}
@@ -80,7 +82,7 @@ def _await_ready(
         if status is not None and status.get("ready", True):
             return status
         ended = child.poll()
-        if (ended is not None and ended != 0) or (ended == 0 and not pid_files(places)):
+        if ended is not None:
             raise CheckFailed(
                 "daemon_ended",
                 f"the supervisor ended with status {ended} before the card was ready;\n"
@@ -137,8 +139,11 @@ def _ask_to_stop(places: Places, timeout_ms: int) -> bool:
 
 
 def _press(owners: dict[str, int], signalled: dict[int, int], number: int) -> None:
-    """One signal of each kind to each owner; the supervisor first, so that it restarts nobody."""
-    for _, pid in sorted(owners.items(), key=lambda item: item[0] != "supervisor"):
+    """One signal of each kind to each owner. A live supervisor stops the others in order, so it
+    alone is asked; in haste it goes first, so that it restarts nobody."""
+    first = {name: pid for name, pid in owners.items() if name == "supervisor"}
+    asked = first if first and number == signal.SIGTERM else {**first, **owners}
+    for pid in asked.values():
         if signalled.get(pid) != number:
             signalled[pid] = number
             _signal(pid, number)
@@ -158,31 +163,17 @@ def _signal(pid: int, number: int) -> None:
         os.close(handle)
 
 
-def pid_files(places: Places) -> list[Path]:
-    return sorted(places.run.glob("*.pid"))
-
-
 def live_owners(places: Places) -> dict[str, int]:
     """Name -> pid of the pid files that a live process holds locked."""
     owners = {}
-    for path in pid_files(places):
-        pid = _locked_pid(path)
+    for path in sorted(places.run.glob("*.pid")):
+        try:
+            pid = locked_pid(path)
+        except HalError:
+            continue  # not ours to read, so not ours to stop
         if pid is not None:
             owners[path.stem] = pid
     return owners
-
-
-def _locked_pid(path: Path) -> int | None:
-    try:
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                text = file.read(32).split()
-                return int(text[0]) if text and text[0].isdigit() else None
-    except OSError:
-        return None  # gone in the meantime, or not ours to read
-    return None
 
 
 def log_tail(places: Places) -> str:

@@ -45,11 +45,11 @@ def _common_options() -> list[click.Parameter]:
 class ApfCommand(click.Command):
     """A command that takes the common options and finds its Session in `ctx.obj`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(_common_options())
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's own)
+    def invoke(self, ctx: click.Context) -> Any:
         outer = ctx.find_root().params
         ctx.obj = Session(
             out=Output(as_json=bool(ctx.params.pop("as_json") or outer.get("as_json"))),
@@ -69,9 +69,9 @@ class ApfGroup(click.Group):
 
     def __init__(
         self,
-        *args: Any,  # noqa: ANN401 (click's own)
+        *args: Any,
         lazy: Mapping[str, tuple[str, str]] | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._lazy = dict(lazy or {})
@@ -108,8 +108,8 @@ class ApfGroup(click.Group):
         complete_var: str | None = None,
         standalone_mode: bool = True,
         windows_expand_args: bool = True,
-        **extra: Any,  # noqa: ANN401 (click's own)
-    ) -> Any:  # noqa: ANN401
+        **extra: Any,
+    ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         out = Output(as_json="--json" in words[: words.index("--") if "--" in words else None])
         try:

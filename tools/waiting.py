@@ -9,8 +9,6 @@ from tools.client import Client
 from tools.errors import CheckFailed, DaemonRefused, DeadlinePassed
 
 POLL_MS: Final = 100
-_GOOD: Final = ("RUNNING", "STOPPED")  # STOPPED: it had a job, and has done it
-
 Instance = Mapping[str, Any]
 
 
@@ -35,9 +33,9 @@ def wait_until_running(
                 f"{failed[0].get('instance')} failed: {why}",
                 {"instances": [dict(item) for item in failed]},
             )
-        if instances and all(item.get("phase") in _GOOD for item in instances):
+        if instances and all(_is_good(item) for item in instances):
             return instances
-    late = [item for item in instances if item.get("phase") not in _GOOD]
+    late = [item for item in instances if not _is_good(item)]
     raise DeadlinePassed(
         "not_running",
         f"{workload}: not all instances run after {timeout_ms / 1000:g} s\n"
@@ -60,6 +58,12 @@ def wait_until_gone(client: Client, workload: str, *, timeout_ms: int) -> int:
     raise DeadlinePassed(
         "not_gone", f"{workload} is not gone after {timeout_ms / 1000:g} s", {"workload": workload}
     )
+
+
+def _is_good(item: Instance) -> bool:
+    """Seen to run, and healthy where a healthcheck says so; or it had a job, and has done it."""
+    healthy = item.get("health") in (None, "healthy")
+    return item.get("phase") == "STOPPED" or (item.get("phase") == "RUNNING" and healthy)
 
 
 def why_waiting(item: Instance) -> str:

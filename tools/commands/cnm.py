@@ -32,7 +32,7 @@ def _row(module: dict[str, Any]) -> list[object]:
         module.get("state"),
         human_ms(module.get("lease_ms_left")),
         capacity.get("arch"),
-        _share(used.get("cpu_milli"), capacity.get("cores_milli"), human_cores),
+        _share(used.get("cpu_milli"), capacity.get("cpu_milli"), human_cores),
         _share(used.get("memory_bytes"), capacity.get("memory_bytes"), human_bytes),
         _share(used.get("nvme_bytes"), capacity.get("nvme_bytes"), human_bytes),
         module.get("init_pid"),

@@ -86,13 +86,14 @@ def image_ls(session: Session) -> None:
     """Images on the card."""
     with session.connect() as client:
         images: list[dict[str, Any]] = client.call("image.list")
-    columns = ["ref", "arch", "layers", "size"]
+    columns = ["ref", "arch", "layers", "size", "used by"]
     rows = [
         [
             item.get("ref"),
             item.get("arch"),
-            len(item.get("layers") or []),
-            human_bytes(sum(layer["size_bytes"] for layer in item.get("layers") or [])),
+            item.get("layers"),
+            human_bytes(item.get("size_bytes")),
+            item.get("workloads"),
         ]
         for item in images
     ]

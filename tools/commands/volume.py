@@ -17,15 +17,15 @@ def volume_ls(session: Session) -> None:
     """Volumes, where they are staged, and how old what the card has is."""
     with session.connect() as client:
         volumes = client.call("volume.list")
-    columns = ["name", "size", "files", "age", "cnm", "instance"]
+    columns = ["name", "size", "files", "age", "on", "instances"]
     rows = [
         [
             item.get("name"),
-            human_bytes(item.get("size_bytes")),
+            human_bytes(item.get("bytes")),
             item.get("files"),
             human_ms(item.get("age_ms")),
-            item.get("cnm"),
-            item.get("instance"),
+            item.get("cnms"),
+            item.get("instances"),
         ]
         for item in volumes
     ]

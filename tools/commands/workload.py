@@ -2,6 +2,7 @@
 
 import base64
 import sys
+from contextlib import closing
 from typing import Any, Final
 
 import click
@@ -46,11 +47,10 @@ def logs_command(session: Session, instance: str, follow: bool, offset: int) -> 
     Bytes that the CNM no longer keeps show as a gap on stderr. With --json: one envelope with
     the text; with --json -f one object a line.
     """
-    clock = LinuxClock()
     chunks: list[bytes] = []
     first: int | None = None
     gaps: list[dict[str, int]] = []
-    with session.connect() as client:
+    with session.connect() as client, closing(LinuxClock()) as clock:
         while True:
             part = _read(client, instance, offset)
             data = base64.b64decode(part["data_base64"])
