@@ -21,9 +21,7 @@ from protocol.window import (
     GEOMETRY_BYTES,
     OFF_ECHO,
     OFF_GEOMETRY,
-    OFF_HEAD,
     OFF_SESSION,
-    OFF_TAIL,
     SESSION_GONE,
     geometry_for,
     parse_geometry,
@@ -83,7 +81,6 @@ class WindowChannel:
         self._session = 0  # ours
         self._used = False  # ours was connected: no second peer may be met under it
         self._peer = 0  # the peer's session that we accepted
-        self._refused = 0  # the peer's session that misbehaved
         self._want_space = False
         self._attached = self._posted = self._watching = False
         self._cancel_timer: Callable[[], None] = _nothing
@@ -174,7 +171,8 @@ class WindowChannel:
         try:
             if not self._watching:
                 self._watch()
-            if self._tx.outstanding:
+            self._announce()
+            if self._tx.outstanding or not self.connected:
                 self._ring()  # the last one may have been lost
         except HalError as exc:
             self._fail(exc)
@@ -246,13 +244,13 @@ class WindowChannel:
         if self._peer:
             self.counters["peer_detached"] += 1
             self._window.publish(OFF_ECHO, 0)
-        self._peer = self._refused = 0
+        self._peer = 0
         self.connected = False
 
     def _accept(self, peer: int) -> bool:
         """Meet a session of the peer; True: look again (its echo may be there already)."""
         self.connected = False
-        if peer == self._refused or self._reactor.now_ns() < self._quiet_until_ns:
+        if self._reactor.now_ns() < self._quiet_until_ns:
             return False
         raw = bytes(self._window.read(OFF_GEOMETRY, GEOMETRY_BYTES))
         if self._window.acquire(OFF_SESSION) != peer:
@@ -260,7 +258,7 @@ class WindowChannel:
         try:
             geometry = parse_geometry(raw, self._window.rx_bytes)
         except ProtocolError as exc:
-            self._fault(peer, exc.code, str(exc))
+            self._fault(exc.code, str(exc))
             return False
         if self._used:
             self._renew()
@@ -281,18 +279,23 @@ class WindowChannel:
     def _renew(self) -> None:
         """A new session of ours, both its rings empty."""
         self._window.publish(OFF_SESSION, 0)  # first: a reader of the old one stops here
-        self._window.publish(OFF_ECHO, 0)
         self._peer, self._used, self.connected = 0, False, False
         session = 0
         while session in (0, SESSION_GONE, self._session):
             session = int.from_bytes(self._entropy.random_bytes(4), "little")
-        self._window.write(OFF_GEOMETRY, self._geometry.to_bytes())
-        self._window.publish(OFF_HEAD, 0)
-        self._window.publish(OFF_TAIL, 0)
-        self._tx.reset(session)
         self._session = session
-        self._window.publish(OFF_SESSION, session)
+        self._tx.reset(session)
+        self._announce()
         self.counters["sessions"] += 1
+
+    def _announce(self) -> None:
+        """Write our header as it is, the session last. Repeated at each timer, so that a store
+        which the fabric lost, or a bit that turned over, does not stop us for ever."""
+        self._window.write(OFF_GEOMETRY, self._geometry.to_bytes())
+        self._tx.announce()
+        self._rx.announce()
+        self._window.publish(OFF_ECHO, self._peer)
+        self._window.publish(OFF_SESSION, self._session)
 
     # --- faults ---
 
@@ -300,22 +303,21 @@ class WindowChannel:
         """An index that can't be: unless the peer has just begun anew, it misbehaves."""
         try:
             if self._window.acquire(OFF_SESSION) == self._peer:
-                self._fault(self._peer, exc.code, str(exc))
+                self._fault(exc.code, str(exc))
             else:
                 self._kick()
         except HalError as error:
             self._fail(error)
 
-    def _fault(self, peer: int, code: str, text: str) -> None:
-        """Refuse this session of the peer, begin a new one of ours, and wait a little."""
+    def _fault(self, code: str, text: str) -> None:
+        """Detach from the peer, begin a new session of ours, and meet nobody for a while."""
         self.counters[f"fault_{code}"] += 1
-        self._refused = peer
         backoff_ns = min(FAULT_BACKOFF_NS << min(self._faults_in_row, 16), FAULT_BACKOFF_MAX_NS)
         self._faults_in_row += 1
         self._quiet_until_ns = self._reactor.now_ns() + backoff_ns
         self._renew()
         self._ring()
-        self.on_fault(f"window peer of session {peer:#010x}: {text}")
+        self.on_fault(f"window peer: {text}")
 
     def _fail(self, exc: HalError) -> None:
         """The window itself is gone; whoever owns it may attach again."""
@@ -325,7 +327,7 @@ class WindowChannel:
 
     def _stop(self) -> None:
         self._attached = self.connected = False
-        self._peer = self._refused = 0
+        self._peer = 0
         self._cancel_timer()
         self._timer_ns = 0
         self._unwatch()

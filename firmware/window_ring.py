@@ -41,8 +41,14 @@ class TxRing:
         self._session = self._head = self._tail = 0
 
     def reset(self, session: int) -> None:
+        """Begin a session of ours with an empty ring."""
         self._session = session
         self._head = self._tail = 0
+        self.announce()
+
+    def announce(self) -> None:
+        """Publish the head again, in case a store got lost on the fabric."""
+        self._window.publish(OFF_HEAD, self._head)
 
     @property
     def outstanding(self) -> int:
@@ -91,10 +97,14 @@ class RxRing:
         self._session = self._head = self._tail = 0
 
     def reset(self, session: int, geometry: Geometry) -> None:
-        """Begin with a peer's session at entry 0 and tell it so."""
+        """Begin with a session of the peer, at entry 0."""
         self._session, self._geometry = session, geometry
         self._head = self._tail = 0
-        self._window.publish(OFF_TAIL, 0)
+        self.announce()
+
+    def announce(self) -> None:
+        """Publish the tail again, in case a store got lost on the fabric."""
+        self._window.publish(OFF_TAIL, self._tail)
 
     def waiting(self) -> int:
         """Entries to take. Raises RingBroken when the peer can't have produced so many."""

@@ -1,4 +1,4 @@
-"""Whatever is lost, doubled, broken or restarted: never a wrong blob, and in the end a whole one."""
+"""Whatever is lost, doubled, broken or restarted: no wrong blob, and in the end a whole one."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,9 +84,7 @@ def test_no_fault_admits_a_wrong_blob_or_loses_a_right_one(
     rig = TransferRig(seed=seed)
     trouble = Trouble(rig)
     _, data = rig.blob(size)
-    source, sink = (
-        (rig.card_blobs, rig.cnm_blobs) if pushing else (rig.cnm_blobs, rig.card_blobs)
-    )
+    source, sink = (rig.card_blobs, rig.cnm_blobs) if pushing else (rig.cnm_blobs, rig.card_blobs)
     digest = source.put(data)
     start = rig.sender.push if pushing else rig.sender.pull
     results: list[TransferError | None] = []
