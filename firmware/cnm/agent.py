@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from firmware.cnm.blob_space import BlobSpace
 from firmware.cnm.commands import Commands
 from firmware.cnm.config import CnmConfig
 from firmware.cnm.ends import Identity, hello_reply, open_endpoint, speaks_our_language
@@ -84,16 +85,18 @@ class Agent:
         self._init = LocalPeer(ports.reactor, ports.init_stream)
         self._init.on_notice = self._on_init_notice
         self._init.on_lost = ports.ended
+        self._blobs = BlobSpace(ports.reactor, ports.blobs)
         self._hot_tier = HotTier(
-            ports.reactor, ports.trees, ports.blobs, ports.files, ports.path_of
+            ports.reactor, ports.trees, self._blobs, ports.files, ports.path_of
         )
         self._rootfs = RootfsFactory(
             ports.reactor, ports.trees, ports.files, ports.path_of, ports.overlay
         )
+        self._blobs.reclaim_more = self._rootfs.drop_unused_images
         self._stager = Stager(
             reactor=ports.reactor,
             init=self._init,
-            blobs=ports.blobs,
+            blobs=self._blobs,
             rootfs=self._rootfs,
             hot_tier=self._hot_tier,
             on_end=self._plan_sweep,
@@ -157,9 +160,7 @@ class Agent:
         channel = WindowChannel(window, doorbell, self._reactor, self._ports.entropy)
         channel.on_fault = lambda text: self._ports.log(f"window: {text}")
         route = ChunkRoute(channel, self._reactor)
-        self._receiver = TransferReceiver(
-            endpoint, route, self._ports.blobs, self._reactor, self._check
-        )
+        self._receiver = TransferReceiver(endpoint, route, self._blobs, self._reactor, self._check)
         self._channel = channel
         try:
             channel.attach()
@@ -314,6 +315,11 @@ class Agent:
             self._hot_tier.sweep(volumes | self._stager.volumes)
         except HalError as exc:
             self._ports.log(f"sweep: {exc}")
+        self._blobs.need(
+            digest
+            for held in answer["instances"]
+            for digest in self._stager.blobs_of(bytes.fromhex(held["spec"]))
+        )
 
 
 def build_agent(config: CnmConfig, ports: AgentPorts) -> Agent:

@@ -97,20 +97,28 @@ class RootfsFactory:
                 self.counters["swept"] += 1
                 self.remove(key)
 
-    def drop_unused_images(self) -> int:
-        """Give back the space of unpacked images that no instance stands on; how many went.
-        Raises HalError."""
-        used = {
-            self._files.read(f"{INSTANCES}/{key}/{IMAGE_NOTE}").decode(errors="replace")
-            for key in self._files.names(INSTANCES)
-            if self._files.size_bytes(f"{INSTANCES}/{key}/{IMAGE_NOTE}") is not None
-        }
-        unused = [name for name in self._files.names(IMAGES) if name not in used]
-        for image in unused:
-            if image not in self._unpacking:
+    def drop_unused_images(self) -> bool:
+        """Give back the space of unpacked images that no instance stands on; did any go?"""
+        try:
+            unused = self._unused_images()
+            for image in unused:
                 self._files.remove(f"{MARKS}/{image}")
                 self._files.remove(f"{IMAGES}/{image}")
-        return len(unused)
+        except HalError:
+            self.counters["drop_failed"] += 1
+            return False
+        self.counters["images_dropped"] += len(unused)
+        return bool(unused)
+
+    def _unused_images(self) -> list[str]:
+        notes = [f"{INSTANCES}/{key}/{IMAGE_NOTE}" for key in self._files.names(INSTANCES)]
+        used = {
+            self._files.read(note).decode(errors="replace")
+            for note in notes
+            if self._files.size_bytes(note) is not None
+        }
+        used |= self._unpacking.keys()
+        return [name for name in self._files.names(IMAGES) if name not in used]
 
     def _mount(self, overlay: Overlay, image: str, home: str) -> bool:
         try:

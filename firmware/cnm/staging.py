@@ -12,6 +12,7 @@ the work anew for what init holds as STAGING. Manifests are read in slices, one 
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
+from firmware.cnm.blob_space import BlobSpace
 from firmware.cnm.local_stream import Answer, LocalPeer
 from firmware.cnm.prepared_json import prepared_to_json
 from firmware.cnm.records import ALIVE, Prepared, RefusedError, ctx_to_json, key_of
@@ -21,7 +22,7 @@ from firmware.cnm.volumes import HotTier
 from firmware.endpoint import Deferred
 from firmware.fields import FieldError
 from hal.errors import HalError, StoreFull
-from hal.ports import BlobStore, FileInfo, InstanceSpec, MountSpec, Reactor
+from hal.ports import FileInfo, InstanceSpec, MountSpec, Reactor
 from protocol.apf import (
     LIST_MAX,
     DeployReply,
@@ -50,7 +51,7 @@ class Stager:
         *,
         reactor: Reactor,
         init: LocalPeer,
-        blobs: BlobStore,
+        blobs: BlobSpace,
         rootfs: RootfsFactory,
         hot_tier: HotTier,
         on_end: Callable[[], None],
@@ -97,6 +98,13 @@ class Stager:
         if spec.runtime == "oci" and not spec.layers:
             raise RefusedError(RefusalReason.BAD_SPEC, "an OCI container needs image layers")
         return spec
+
+    def blobs_of(self, spec_digest: bytes) -> tuple[bytes, ...]:
+        """What an instance of this spec needs to be staged again."""
+        try:
+            return (spec_digest, *self.load_spec(spec_digest).blobs)
+        except RefusedError:
+            return (spec_digest,)
 
     def load(self, digest: bytes) -> bytes:
         """A whole blob of some MiB. Raises RefusedError."""
@@ -164,7 +172,7 @@ class _Check:
         if answer["generation"] == self._request.generation:
             self._state = InstanceState(answer["state"])
         digest = self._request.spec_digest
-        if self._stager.blobs.has(digest) is None:
+        if not self._stager.blobs.wanted(digest):
             self._missing[digest] = None
             self._answer_missing()
             return
@@ -206,7 +214,7 @@ class _Check:
 
     def _look_for(self, digests: tuple[bytes, ...]) -> None:
         for digest in digests:
-            if len(self._missing) < LIST_MAX and self._stager.blobs.has(digest) is None:
+            if len(self._missing) < LIST_MAX and not self._stager.blobs.wanted(digest):
                 self._missing[digest] = None
 
     def _answer_missing(self) -> None:
@@ -272,7 +280,7 @@ class _Job:
     def _on_rootfs(self, result: str | HalError) -> None:
         if isinstance(result, StoreFull) and not self._retried:
             self._retried = True
-            if self._drop_unused():
+            if self._stager.rootfs.drop_unused_images():
                 self._prepare_rootfs()
                 return
         if isinstance(result, HalError):
@@ -280,12 +288,6 @@ class _Job:
             return
         self._root = result
         self._next_volume(iter(self.spec.volumes))
-
-    def _drop_unused(self) -> bool:
-        try:
-            return self._stager.rootfs.drop_unused_images() > 0
-        except HalError:
-            return False
 
     def _next_volume(self, volumes: Iterator[VolumeMount]) -> None:
         volume = next(volumes, None)

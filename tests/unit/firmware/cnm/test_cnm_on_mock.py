@@ -416,3 +416,24 @@ def test_without_an_agent_the_lease_lives_on(card) -> None:
     card.cnm.kernel.resume("cnm0/agent")
     card.run(1000)
     assert card.statuses()[NAME].pid == before.pid
+
+
+def test_a_full_disk_makes_room_by_what_nobody_needs(card) -> None:
+    old = card.put(b"o" * 300_000)
+    card.push(old)
+    disk = card.cnm.slot.disk
+    card.run_instance()
+    needed = set(disk.blobs) - {old}
+    card.run(900_000)  # nothing of it is young any more
+    disk.capacity_bytes = disk.capacity_bytes - disk.free_bytes() + 100_000
+    card.run_instance(
+        "shop/web/1", runtime="oci", layers=[card.put(layer({"f": b"n" * 99_000})).hex()]
+    )
+    assert old not in disk.blobs
+    assert needed <= set(disk.blobs)
+
+
+def test_a_full_disk_with_nothing_to_give_is_refused_as_such(card) -> None:
+    card.cnm.slot.disk.capacity_bytes = 50_000
+    error = card.call(lambda done: card.transfers.push(card.put(b"x" * 100_000), done))
+    assert error.code == "no_space"
