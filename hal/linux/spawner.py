@@ -63,20 +63,18 @@ class LinuxSpawner:
             cause = exc if isinstance(exc, OSError) else OSError(0, str(exc))
             raise hal_error(cause, what) from exc
         finally:
-            for fd in (log_fd, config_fd):
+            for fd in (log_fd, config_fd, *self._pairs.intersection(spec.pass_fds)):
+                self._pairs.discard(fd)
                 if fd >= 0:
                     os.close(fd)
-        for fd in self._pairs.intersection(spec.pass_fds):
-            self._pairs.discard(fd)
-            os.close(fd)
         popen.returncode = 0  # reaped through its pidfd: Popen must not wait for it as well
         return self._children.watch(
             popen.pid, lambda status: on_exit(UNKNOWN_STATUS if status is None else status)
         )
 
     def stream_pair(self) -> tuple[ByteStream, int]:
-        """The descriptor is closed here once it was passed to a program by `spawn`: only then
-        does the program's end hang up ours."""
+        """The descriptor is closed by the `spawn` that it is passed to, started or not: only then
+        does the program's end hang up ours, and nobody else may close it."""
         ours, fd = stream_pair()
         self._pairs.add(fd)
         return ours, fd
