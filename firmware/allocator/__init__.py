@@ -7,7 +7,7 @@ a better allocator takes their place.
 
 from dataclasses import replace
 
-from firmware.allocator.filter import never_fits, select_cnms
+from firmware.allocator.filter import candidates, never_fits, select_cnms
 from firmware.allocator.score import select_best_cnm
 from firmware.allocator.state import AllocatorState, Hold, Node
 from firmware.allocator.types import (
@@ -53,10 +53,10 @@ def place(
     state: AllocatorState, demand: Demand, constraints: Constraints = NO_CONSTRAINTS
 ) -> Placement | Unplaceable:
     """The one question. Books nothing: `state.commit` does, with the same demand."""
-    candidates, reasons = select_cnms(state, demand, constraints)
-    if not candidates:
-        return Unplaceable(reasons=reasons)
-    return Placement(cnm=select_best_cnm(state, candidates, demand, constraints))
+    found = candidates(state, demand, constraints)
+    if found:
+        return Placement(cnm=select_best_cnm(state, found, demand, constraints))
+    return Unplaceable(reasons=select_cnms(state, demand, constraints)[1])
 
 
 def find_alternative_cnm(

@@ -24,6 +24,43 @@ def select_cnms(
     return tuple(candidates), reasons
 
 
+def candidates(state: AllocatorState, demand: Demand, constraints: Constraints) -> list[str]:
+    """The same CNMs as `select_cnms`, in any order and without words: for the usual case, in
+    which some CNM will do. A property test holds the two equal."""
+    homes = _homes(state, constraints)
+    wants = [demand, *(d for name, d in constraints.companions if name not in homes)]
+    cpu, memory, nvme, link = (
+        sum(column) for column in zip(*(d.vector for d in wants), strict=True)
+    )
+    accelerators = [a for d in wants for a in d.accelerators]
+    arch, runtimes, labels = constraints.arch, constraints.runtimes, constraints.labels
+    part, most = (constraints.workload, constraints.component), constraints.max_per_cnm
+    found: list[str] = []
+    for cnm, node in state.nodes.items():
+        view, used, total = node.view, node.used, node.total
+        if (
+            view.why_not
+            or (cpu and used[0] + cpu > total[0])
+            or (memory and used[1] + memory > total[1])
+            or (nvme and used[2] + nvme > total[2])
+            or (link and used[3] + link > total[3])
+            or cnm in constraints.exclude
+            or (arch is not None and arch != view.arch)
+            or (runtimes and runtimes.isdisjoint(view.runtimes))
+            or any(view.labels.get(key) != value for key, value in labels)
+            or (most and node.components.get(part, 0) >= most)
+            or any(cnm not in places for places in homes.values())
+        ):
+            continue
+        if accelerators:
+            try:
+                choose_units(node.free_milli, node.scopes, accelerators)
+            except UnitShortage:
+                continue
+        found.append(cnm)
+    return found
+
+
 def never_fits(
     cnms: AllocatorState | Iterable[CnmView], demand: Demand, constraints: Constraints
 ) -> dict[str, str] | None:
@@ -76,7 +113,7 @@ def _lasting(
         want = sum(d.vector[index] for d in wants)
         free = node.free[index]
         if want > free and want > 0:
-            text = shortage(dimension, want, free, view.capacity.vector[index])
+            text = shortage(dimension, want, free, node.total[index])
             yield text + (" (with the components it must be together with)" * (len(wants) > 1))
     accelerators = [a for d in wants for a in d.accelerators]
     if accelerators:

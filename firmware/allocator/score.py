@@ -18,54 +18,56 @@ from firmware.allocator.types import WHOLE_MILLI, Constraints, Demand
 
 CPU_ROOM_PERMILLE: Final = 700
 MEMORY_ROOM_PERMILLE: Final = 900
-ALWAYS_COUNTED: Final = 2  # CPU and memory, the first two of DIMENSIONS
 
 
 def select_best_cnm(
     state: AllocatorState, candidates: Sequence[str], demand: Demand, constraints: Constraints
 ) -> str:
     """The best of `candidates` (at least one, each known)."""
+    part = (constraints.workload, constraints.component)
     return min(
-        candidates, key=lambda cnm: (*_penalties(state.nodes[cnm], demand, constraints), cnm)
-    )
-
-
-def _penalties(node: Node, demand: Demand, constraints: Constraints) -> tuple[int, int, int, int]:
-    """Less is better."""
-    here = node.components.get((constraints.workload, constraints.component), 0)
-    return (
-        here if constraints.spread else 0,
-        int(_is_hot(node, demand)),
-        0 if demand.accelerators else _free_accelerators(node),
-        -_balanced_fill(node, demand),
-    )
+        (
+            state.nodes[cnm].components.get(part, 0) if constraints.spread else 0,
+            _is_hot(state.nodes[cnm], demand),
+            0 if demand.accelerators else _free_accelerators(state.nodes[cnm]),
+            -_balanced_fill(state.nodes[cnm], demand),
+            cnm,
+        )
+        for cnm in candidates
+    )[-1]
 
 
 def _is_hot(node: Node, demand: Demand) -> bool:
-    capacity, view = node.view.capacity, node.view
-    cpu = max(node.expected_cpu_milli, view.load_cpu_milli) + demand.expected_cpu_milli
+    view = node.view
+    cpu = max(node.expected_cpu_milli, view.load_cpu_milli)
     memory = max(node.expected_memory_bytes, view.load_memory_bytes)
-    memory += demand.expected_memory_bytes
+    cpu += max(demand.cpu_milli, demand.hint_cpu_milli)
+    memory += max(demand.memory_bytes, demand.hint_memory_bytes)
     return (
-        cpu * 1000 > capacity.cpu_milli * CPU_ROOM_PERMILLE
-        or memory * 1000 > capacity.memory_bytes * MEMORY_ROOM_PERMILLE
+        cpu * 1000 > node.total[0] * CPU_ROOM_PERMILLE
+        or memory * 1000 > node.total[1] * MEMORY_ROOM_PERMILLE
     )
 
 
 def _free_accelerators(node: Node) -> int:
     """Whole units that are free; a share that is left over is nobody's loss."""
+    if not node.free_milli:
+        return 0
     return sum(units.count(WHOLE_MILLI) for units in node.free_milli.values())
 
 
 def _balanced_fill(node: Node, demand: Demand) -> int:
     """Parts per million."""
-    wanted = demand.vector
-    total = node.view.capacity.vector
-    filled = [
-        (node.used[index] + wanted[index]) * 1_000_000 // total[index]
-        for index in range(len(wanted))
-        if total[index] > 0 and (index < ALWAYS_COUNTED or wanted[index] > 0)
-    ]
+    total, used = node.total, node.used
+    filled: list[int] = []
+    if total[0]:
+        filled.append((used[0] + demand.cpu_milli) * 1_000_000 // total[0])
+    if total[1]:
+        filled.append((used[1] + demand.memory_bytes) * 1_000_000 // total[1])
+    if demand.nvme_bytes and total[2]:
+        filled.append((used[2] + demand.nvme_bytes) * 1_000_000 // total[2])
+    if demand.link_mbit and total[3]:
+        filled.append((used[3] + demand.link_mbit) * 1_000_000 // total[3])
     if demand.accelerators:
         units = [milli for pool in node.free_milli.values() for milli in pool]
         whole = max(len(units), 1) * WHOLE_MILLI

@@ -37,6 +37,7 @@ class Node:
 
     def __init__(self, view: CnmView) -> None:
         self.view = view
+        self.total = view.capacity.vector
         self.used: tuple[int, int, int, int] = _ZERO
         self.expected_cpu_milli = 0  # reservations or measured use, whichever is more
         self.expected_memory_bytes = 0
@@ -49,6 +50,7 @@ class Node:
     def set_view(self, view: CnmView) -> None:
         """New capacity, labels or load; what is held stays held."""
         self.view = view
+        self.total = view.capacity.vector
         counts: dict[PoolKey, int] = {}
         self.scopes = {}
         for pool in view.capacity.accelerators:
@@ -62,8 +64,7 @@ class Node:
     @property
     def free(self) -> tuple[int, int, int, int]:
         """Negative where adopted instances exceed the capacity."""
-        total = self.view.capacity.vector
-        used = self.used
+        total, used = self.total, self.used
         return (
             total[0] - used[0],
             total[1] - used[1],
@@ -240,7 +241,7 @@ def first_shortage(node: Node, demand: Demand) -> str:
         ("cpu", "memory", "nvme", "link"),
         demand.vector,
         node.free,
-        node.view.capacity.vector,
+        node.total,
         strict=True,
     ):
         if want > free and want > 0:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,7 @@ from firmware.allocator import (
     place,
     select_cnms,
 )
+from firmware.allocator.filter import candidates
 from firmware.allocator.words import bytes_text
 
 MIB = 1 << 20
@@ -256,6 +258,27 @@ def test_an_instance_is_on_two_cnms_while_it_moves() -> None:
     assert not state.release("i", "cnm0")
 
 
+@pytest.mark.parametrize(
+    "demand",
+    [
+        Demand(cpu_milli=4001),
+        Demand(memory_bytes=4 * GIB + 1),
+        Demand(nvme_bytes=100 * GIB + 1),
+        Demand(link_mbit=25_001),
+        Demand(accelerators=(AcceleratorDemand(kind="gpu", count=3),)),
+    ],
+)
+def test_a_booking_that_does_not_fit_is_refused_and_changes_nothing(demand: Demand) -> None:
+    state = books(cnm("cnm0", accelerators=GPU))
+    before = snapshot(state.nodes["cnm0"])
+    with pytest.raises(DoesNotFit, match="wants"):
+        state.commit("i", "cnm0", demand)
+    with pytest.raises(DoesNotFit, match="no such CNM"):
+        state.commit("i", "cnm9", demand)
+    assert snapshot(state.nodes["cnm0"]) == before
+    assert state.instances() == {}
+
+
 def test_what_runs_already_is_booked_beyond_the_capacity_and_nothing_joins_it() -> None:
     state = books(cnm("cnm0", cpu_milli=1000, accelerators=GPU))
     state.adopt("a", "cnm0", Demand(cpu_milli=900))
@@ -353,7 +376,9 @@ constraints = st.builds(
     arch=st.sampled_from([None, "arm64"]),
     spread=st.booleans(),
     together=st.sampled_from([frozenset(), frozenset({"b"})]),
+    companions=st.sampled_from([(), (("b", Demand(cpu_milli=1)),)]),
     max_per_cnm=st.integers(0, 2),
+    exclude=st.sampled_from([frozenset(), frozenset({"cnm0"})]),
 )
 steps = st.lists(
     st.tuples(st.sampled_from(["place", "release", "remove", "adopt"]), demands, constraints),
@@ -380,6 +405,9 @@ def test_books_never_overcommit_and_equal_their_recomputation(
     for number, (step, demand, wanted) in enumerate(todo):
         if step == "place":
             answer = place(state, demand, wanted)
+            assert sorted(candidates(state, demand, wanted)) == list(
+                select_cnms(state, demand, wanted)[0]
+            )
             if isinstance(answer, Placement):
                 state.commit(f"i{number}", answer.cnm, demand, wanted)
             else:
@@ -424,6 +452,7 @@ def test_an_empty_card_places_all_that_never_fits_does_not_refuse(
     found: list[CnmView], demand: Demand, wanted: Constraints
 ) -> None:
     state = books(*found)
+    wanted = replace(wanted, exclude=frozenset())
     known = [node.view for node in state.nodes.values()]
     never = never_fits(known, demand, wanted)
     assert isinstance(place(state, demand, wanted), Unplaceable) == (never is not None)

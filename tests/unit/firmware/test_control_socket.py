@@ -216,6 +216,20 @@ def test_a_half_request_times_out_and_a_whole_one_does_not(rig: Rig) -> None:
     assert drain(idle) == b""
 
 
+def test_the_time_of_a_half_request_counts_from_its_own_first_byte(rig: Rig) -> None:
+    client = rig.connect()
+    whole = ask("echo", text="a")
+    client.sendall(whole[:5])
+    rig.pump()
+    rig.reactor.advance(8 * SECOND)
+    client.sendall(whole[5:] + whole[:5])
+    rig.pump()
+    rig.reactor.advance(8 * SECOND)
+    assert words(drain(client)) == ["a"]
+    rig.reactor.advance(3 * SECOND)
+    assert words(drain(client)) == ["request_timeout", "<end>"]
+
+
 def test_a_flood_is_slowed_down_and_nothing_of_it_is_lost(rig: Rig) -> None:
     client = rig.connect()
     count = cs.RATE_BURST + 200

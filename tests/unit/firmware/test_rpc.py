@@ -110,7 +110,11 @@ def test_other_ids_are_refused(rig: Rig, request_id: object) -> None:
         (b"\xff\xfe", rpc.PARSE_ERROR, "parse"),
         (b'{"jsonrpc":"2.0","id":1,"id":2,"method":"echo"}', rpc.PARSE_ERROR, "parse"),
         (b'{"jsonrpc":"2.0","id":1,"method":"echo","params":{"text":NaN}}', -32700, "parse"),
-        (b'{"jsonrpc":"2.0","id":1,"method":"echo","params":{"text":1e999}}', -32700, "parse"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"echo","params":{"text":1e999}}', -32602, "bad_params"),
+        (b'{"id":1e999}', rpc.INVALID_REQUEST, "bad_id"),
+        (b'["",' + b'"",' * 70_000 + b"1]", rpc.PARSE_ERROR, "nesting"),
+        (b"[1" + b",1" * 140_000 + b"]", rpc.PARSE_ERROR, "nesting"),
+        (b"[" + b"[]" * 40_000 + b"]", rpc.PARSE_ERROR, "nesting"),
         (b'{"jsonrpc":"2.0","id":1,"method":"echo","params":{"text":"\\ud800"}}', -32700, "parse"),
         (b"1" * 5000, rpc.PARSE_ERROR, "parse"),
         (b"[" * 100_000, rpc.PARSE_ERROR, "nesting"),
@@ -255,7 +259,7 @@ def test_the_depth_of_any_json_text_is_judged_as_a_slow_scan_would(
     value: object, wrap: int
 ) -> None:
     line = b"[" * wrap + json.dumps(value).encode() + b"]" * wrap
-    assert rpc.too_deep(line) == (naive_depth(line) > rpc.MAX_DEPTH)
+    assert bool(rpc.complexity(line)) == (naive_depth(line) > rpc.MAX_DEPTH)
 
 
 request_like = st.fixed_dictionaries(
