@@ -1,6 +1,6 @@
 """The instances of this CNM and the rules for commands on them. DESIGN section 4, rules 1, 4, 9.
 
-    STAGING -> PREPARED -> STARTING -> RUNNING -> STOPPING -> STOPPED   (a stop was asked for)
+    STAGING -> PREPARED -> STARTING -> RUNNING -> STOPPING -> STOPPED   (by the card or the lease)
          \\         \\          \\          \\---------------> EXITED    (it ended by itself)
           \\---------\\----------\\------------------------> FAILED    (text says why)
 
@@ -248,7 +248,7 @@ class InstanceTable:
         for instance in list(self._instances.values()):
             self._bury(instance.name, instance.generation)
             if instance.state in UNSTARTED:
-                instance.state, instance.text = InstanceState.FAILED, text
+                instance.state, instance.text = InstanceState.STOPPED, text
                 self._change()
             elif instance.alive and not instance.doom:
                 instance.doom = instance.text = text
@@ -336,7 +336,7 @@ class InstanceTable:
         if instance.state is not InstanceState.STARTING:
             return
         if isinstance(result, HalError):
-            stopped = instance.stop_wanted and not instance.doom
+            stopped = instance.stop_wanted or bool(instance.doom)
             instance.state = InstanceState.STOPPED if stopped else InstanceState.FAILED
             instance.text = instance.doom or f"start failed: {result}"
             self._runner.kill_once(instance)  # what half of it may have been started
@@ -359,10 +359,8 @@ class InstanceTable:
         instance.cancel_kill()
         instance.exit = end
         instance.health = Health.NONE
-        if instance.stop_wanted:
+        if instance.stop_wanted or instance.doom:
             instance.state = InstanceState.STOPPED
-        elif instance.doom:
-            instance.state = InstanceState.FAILED
         else:
             instance.state = InstanceState.EXITED
         instance.text = instance.doom or end.text or instance.text

@@ -199,14 +199,14 @@ def test_a_lease_that_is_not_renewed_kills_all_within_s_and_says_so(card) -> Non
     card.run(200 + 500)
     assert not any(found.alive for found in card.cnm.slot.instances.values())
     status = card.statuses()[NAME]
-    assert (status.state, status.text) == (InstanceState.FAILED, "lease expired")
+    assert (status.state, status.text) == (InstanceState.STOPPED, "lease expired")
     assert card.heartbeats[-1].init_state is InitState.LEASE_EXPIRED
     card.granting = True
     card.run(300)
     assert card.heartbeats[-1].init_state is InitState.READY
     start = StartRequest(ctx=card.ctx, instance=NAME, generation=1)
-    assert card.ask(start).state == InstanceState.FAILED
-    assert card.statuses()[NAME].state == InstanceState.FAILED
+    assert card.ask(start).state == InstanceState.STOPPED
+    assert card.statuses()[NAME].state == InstanceState.STOPPED
     assert card.run_instance(g=2).generation == 2
 
 

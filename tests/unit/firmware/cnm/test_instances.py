@@ -271,7 +271,7 @@ def test_rule_4_the_end_of_the_lease_kills_all_and_buries_their_generations(benc
     bench.runtime.exit(key, KILLED)
     for name in ("a/x/0", "a/y/0"):
         found = bench.table.find(name)
-        assert (found.state, found.text) == (InstanceState.FAILED, "lease expired")
+        assert (found.state, found.text) == (InstanceState.STOPPED, "lease expired")
     bench.lease()
     for name in ("a/x/0", "a/y/0"):
         assert refusal(lambda name=name: bench.stage(name, 1)) is RefusalReason.STALE_GENERATION
@@ -288,7 +288,7 @@ def test_rule_4_what_was_starting_when_the_lease_ended_dies_when_it_appears(benc
     assert bench.runtime.count("kill_all") == before + 1
     assert bench.state() is not InstanceState.RUNNING
     bench.runtime.exit(key_of(NAME, 1), KILLED)
-    assert bench.state() is InstanceState.FAILED
+    assert bench.state() is InstanceState.STOPPED
 
 
 def test_a_start_that_completes_after_the_expiry_is_killed_before_the_guards_timer(bench) -> None:
