@@ -81,6 +81,9 @@ class Direction:
     def arm(self, faults: LinkFaults) -> None:
         self._faults = faults
         self._damage = Damage(faults, self._name, self.counters)
+        # What a delayed line holds in flight comes on top: at most 10 s of 4 Mbaud, 4 MB.
+        in_flight = int(faults.delay_ms * _MS * self._bytes_per_ns)
+        self._limit_bytes = QUEUE_LIMIT_BYTES + in_flight
 
     def power(self, on: bool) -> None:
         self._powered = on
@@ -99,7 +102,7 @@ class Direction:
             self._loop.watch(self._source.master_fd, Event.READ, self._on_readable)
 
     def _on_readable(self, _event: Event) -> None:
-        room = QUEUE_LIMIT_BYTES - self._queued_bytes
+        room = self._limit_bytes - self._queued_bytes
         if room <= 0:  # back-pressure: the rest stays in the pty, whose writer gets "busy"
             self._reading = False
             self._loop.unwatch(self._source.master_fd)
@@ -146,7 +149,7 @@ class Direction:
                 self._queue.popleft()
             else:
                 self._queue[0] = (due_ns, data[taken:])
-        if self._queued_bytes < QUEUE_LIMIT_BYTES:
+        if self._queued_bytes < self._limit_bytes:
             self._resume()
 
     def _write(self, data: bytes) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import serial
 
-from tests.process.hal.keepers import PROJECT, KeeperProcess
+from tests.process.hal.keepers import PROJECT, KeeperProcess, slot
 
 StartKeeper = Callable[..., KeeperProcess]
 
@@ -32,6 +32,15 @@ def start_keeper(tmp_path: Path) -> Iterator[StartKeeper]:
     for keeper in started:
         keeper.close()
         assert not keeper.cgroups(), "the board's cgroups outlived it"
+
+
+@pytest.fixture(scope="module")
+def shared_keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeeperProcess]:
+    """One keeper with one slot, for requests that must not change anything."""
+    keeper = KeeperProcess(tmp_path_factory.mktemp("shared"), [slot(0)])
+    yield keeper
+    keeper.close()
+    assert not keeper.cgroups()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

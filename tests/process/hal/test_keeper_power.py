@@ -1,5 +1,6 @@
 """Power of the local board: what runs, what is dead, judged by /proc and the cgroup files."""
 
+import contextlib
 import json
 import os
 import signal
@@ -39,7 +40,9 @@ time.sleep(1000)
 
 def log_of(keeper, number: int = 0) -> str:
     path = keeper.run_dir / "cnm" / f"cnm{number}" / "init.log"
-    return path.read_text() if path.exists() else ""
+    with contextlib.suppress(FileNotFoundError):  # not yet, or just becoming init.log.1
+        return path.read_text()
+    return ""
 
 
 def wait_for_log(keeper, text: str) -> str:
