@@ -71,6 +71,12 @@ class CgroupTree:
         """Every hierarchy once, the v2 one first."""
         return list(dict.fromkeys([*([self.v2] if self.v2 else []), *self.v1.values()]))
 
+    def limits_swap(self, path: str) -> bool:
+        """Can a cgroup below `path` (which must exist) be kept from swapping?"""
+        if "memory" in self.v1:
+            return os.path.exists(f"{self.v1['memory']}/memory.memsw.limit_in_bytes")
+        return os.path.exists(f"{self.at(path).v2_dir}/memory.swap.max")
+
     def at(self, path: str) -> "Cgroup":
         """The cgroup at `path` (relative to the mounts; a leading "/" is taken off), there or
         not. Raises Refused for the root itself and for what is no plain path."""
@@ -96,6 +102,7 @@ class Cgroup:
     def __init__(self, tree: CgroupTree, path: str) -> None:
         self.path = path
         self.notes: list[str] = []  # what could not be done, and why
+        self.unlimited: set[str] = set()  # of "cpu", "memory", "pids": asked for, but not set
         self._tree = tree
 
     @property
@@ -252,6 +259,7 @@ class Cgroup:
 
     def _need(self, what: str, was_set: bool) -> None:
         if not was_set:
+            self.unlimited.add(what)
             self.notes.append(f"cgroup {self.path}: no {what} limit (no controller we may use)")
 
     def _set2(self, name: str, value: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 from hal.errors import Unavailable
 from hal.linux.oserror import hal_error
+from hal.linux.procstat import proc_stat
 from hal.ports import Event, Reactor
 
 # Exit status, or minus the signal; None when we are not its parent and nobody can say.
@@ -28,6 +29,7 @@ class Child:
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd  # -1 once it is gone
+        self.last_name = ""  # of the program that it ran last (comm); known once it is gone
 
     @property
     def alive(self) -> bool:
@@ -93,6 +95,7 @@ class Children:
         if known is None:
             return
         child, on_exit = known
+        stat = proc_stat(pid)  # while it is a zombie: afterwards nobody can tell
         status: int | None
         try:
             info = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
@@ -103,6 +106,7 @@ class Children:
                 return  # not dead yet
             status = info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
         del self._known[pid]
+        child.last_name = stat.name if stat is not None else ""
         self._reactor.unwatch(child.pidfd)
         os.close(child.pidfd)
         child.pidfd = -1

@@ -2,9 +2,9 @@
 
 A multi-threaded Python must not run Python between fork and exec, so the child is this script
 (`python -I -S exec_stub.py FD`, about 15 ms), single-threaded, told what to do by JSON in the
-memfd FD. It imports nothing of ours. When a step fails before the exec it writes one line,
-`step: reason`, to `status_fd` (which the exec closes: end of file there is the proof that the
-exec happened) and exits with 127.
+memfd FD. It imports nothing of ours. Just before the exec it writes READY to `status_fd`, which
+the exec closes: READY and the end of file are the proof. When a step fails it writes one line,
+`step: reason`, there (or to stderr) and exits with 127.
 
 Ref: execve(2), mount(2), unshare(2), setgroups(2), cgroups(7), pivot_root(2).
 """
@@ -26,6 +26,7 @@ from typing import Final
 
 STUB_ARGV: Final = (sys.executable, "-I", "-S", "-B", "-X", "utf8", os.path.abspath(__file__))
 EXEC_FAILED: Final = 127  # as a shell says it
+READY: Final = b"+"  # on the status pipe: all is prepared, the exec is next
 
 _CLONE_NEWNS: Final = 0x0002_0000  # <linux/sched.h>
 _CLONE_NEWUTS: Final = 0x0400_0000
@@ -52,6 +53,7 @@ class StubConfig:
     argv: Sequence[str]
     env: Mapping[str, str]
     join: Sequence[str] = ()  # cgroup.procs files
+    enter_pid: int = -1  # whose mount and UTS namespaces to enter
     rlimits: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # "NOFILE" -> (soft, hard)
     mounts: Sequence[tuple[str, str, bool]] = ()  # source or TMPFS, target, ro
     hostname: str = ""
@@ -187,6 +189,8 @@ def _prepare(config: StubConfig) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"join {path}", partial(_write, path, "0")
     yield "signals", _default_signals
     yield "umask", partial(os.umask, 0o022)
+    if config.enter_pid >= 0:
+        yield f"namespaces of {config.enter_pid}", partial(_enter, config.enter_pid)
     if config.mounts:
         yield "mount", partial(Mounter().run, config.mounts)
     if config.hostname:
@@ -202,6 +206,8 @@ def _prepare(config: StubConfig) -> Iterator[tuple[str, Callable[[], object]]]:
         yield "no_new_privs", partial(_libc_call, "prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if config.cwd:
         yield f"cwd {config.cwd}", partial(os.chdir, config.cwd)
+    if config.status_fd >= 0:
+        yield "ready", partial(os.write, config.status_fd, READY)
     program, argv, env = config.argv[0], list(config.argv), dict(config.env)
     yield f"exec {program!r}", partial(os.execvpe, program, argv, env)
 
@@ -211,6 +217,13 @@ def _write(path: str, text: str) -> None:
     try:
         os.write(fd, text.encode())
     finally:
+        os.close(fd)
+
+
+def _enter(pid: int) -> None:
+    for kind, flag in (("uts", _CLONE_NEWUTS), ("mnt", _CLONE_NEWNS)):
+        fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        _libc_call("setns", fd, flag)
         os.close(fd)
 
 

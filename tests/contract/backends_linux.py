@@ -3,6 +3,8 @@
 Those that start real processes carry the `process` mark; containers and mounts need root.
 """
 
+import contextlib
+import dataclasses
 import itertools
 import os
 import secrets
@@ -18,15 +20,17 @@ import pytest
 
 from hal.linux.blobs import LinuxBlobStore
 from hal.linux.cgroup import CgroupTree
-from hal.linux.children import Children
+from hal.linux.children import Children, become_subreaper
 from hal.linux.clock import LinuxClock
 from hal.linux.entropy import LinuxEntropy
 from hal.linux.files import LinuxFiles
 from hal.linux.journal import SqliteJournal
+from hal.linux.runtime_oci import OciRuntime
+from hal.linux.runtime_process import ProcessRuntime
 from hal.linux.spawner import LinuxSpawner
 from hal.linux.trees import LinuxTrees
 from hal.linux.workers import Workers
-from hal.ports import JournalStore, ProcessSpec, Reactor
+from hal.ports import InstanceSpec, JournalStore, ProcessSpec, Reactor, Runtime
 from tests.contract import rigs
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
@@ -42,6 +46,11 @@ def backends(port: str) -> list[Any]:
         "trees": [pytest.param(trees, id="linux")],
         "journal": [pytest.param(journal, id="linux-sqlite")],
         "spawner": [pytest.param(spawner, id="linux", marks=pytest.mark.process)],
+        "runtime": [
+            pytest.param(process_runtime, id="linux-process", marks=pytest.mark.process),
+            pytest.param(plain_process_runtime, id="linux-plain", marks=pytest.mark.process),
+            pytest.param(oci_runtime, id="linux-oci", marks=pytest.mark.process),
+        ],
     }
     return rows.get(port, [])
 
@@ -193,6 +202,103 @@ def spawner(tmp_path: Path, reactor: Reactor) -> rigs.SpawnerRig:
         runs_for_ever=lambda: ProcessSpec(argv=["/bin/sleep", "1000"], cgroup=group),
         echoes=lambda fd: ProcessSpec(argv=[*PYTHON, echo % (fd, fd)], pass_fds=[fd], cgroup=group),
         absent=lambda: ProcessSpec(argv=["/no/such/program"]),
+        close=close,
+    )
+
+
+TERM_LOOP = "trap '' TERM; while :; do sleep 0.05; done"
+FORKS = "setsid sh -c 'sleep 1000 & sleep 1000' & sleep 1000 & sleep 1000 & wait"
+# As PID 1 of a container: without a handler the kernel would drop the signal.
+OBEYS = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+
+
+def process_runtime(tmp_path: Path, reactor: Reactor) -> rigs.RuntimeRig:
+    if os.geteuid():
+        pytest.skip("cgroups need root")
+    return _process_rig(reactor, CgroupTree.detect())
+
+
+def plain_process_runtime(tmp_path: Path, reactor: Reactor) -> rigs.RuntimeRig:
+    """Without cgroups: only the session is known, so `forks` stays in it."""
+    return _process_rig(reactor, CgroupTree(), forks="sleep 1000 & sleep 1000 & wait")
+
+
+def _process_rig(reactor: Reactor, tree: CgroupTree, forks: str = FORKS) -> rigs.RuntimeRig:
+    become_subreaper()
+    path = f"/apf-contract-{os.getpid()}-{secrets.token_hex(3)}"
+    made = ProcessRuntime(reactor, Children(reactor), tree, cgroup_parent=path)
+
+    def spec(key: str, script: str) -> InstanceSpec:
+        return InstanceSpec(
+            key=key,
+            argv=["/bin/sh", "-c", script],
+            env={"PATH": "/usr/bin:/bin", "APF_TEST": f"{path}={key}"},
+        )
+
+    def alive(key: str) -> int:
+        mark = f"APF_TEST={path}={key}".encode()
+        count = 0
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    count += mark in (entry / "environ").read_bytes().split(b"\0")
+        return count
+
+    def close() -> None:
+        if tree.mounts:
+            _clear(tree, path)
+
+    return _runtime_rig(made, spec, alive, close, forks)
+
+
+def oci_runtime(tmp_path: Path, reactor: Reactor) -> rigs.RuntimeRig:
+    if os.geteuid() or shutil.which("runc") is None or not Path("/bin/busybox").exists():
+        pytest.skip("containers need root, runc and busybox")
+    become_subreaper()
+    tree = CgroupTree.detect()
+    path = f"/apf-contract-{os.getpid()}-{secrets.token_hex(3)}"
+    made = OciRuntime(
+        reactor,
+        Children(reactor),
+        tree,
+        cgroup_parent=path,
+        state_dir=tmp_path / "runc",
+        bundle_dir=tmp_path / "bundles",
+    )
+    rootfs = tmp_path / "rootfs"
+    (rootfs / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", rootfs / "bin/busybox")
+    for name in ("sh", "sleep", "setsid", "echo"):
+        (rootfs / "bin" / name).symlink_to("busybox")
+
+    def spec(key: str, script: str) -> InstanceSpec:
+        return InstanceSpec(
+            key=key, argv=["/bin/sh", "-c", script], env={"PATH": "/bin"}, rootfs=str(rootfs)
+        )
+
+    def close() -> None:
+        _clear(tree, path)
+
+    return _runtime_rig(made, spec, lambda key: len(tree.at(f"{path}/i-{key}").procs()), close)
+
+
+def _runtime_rig(
+    made: Runtime,
+    spec: Callable[[str, str], InstanceSpec],
+    alive: Callable[[str], int],
+    close: Callable[[], None],
+    forks: str = FORKS,
+) -> rigs.RuntimeRig:
+    return rigs.RuntimeRig(
+        runtime=made,
+        exits_with=lambda key, status: spec(key, f"exit {status}"),
+        runs_for_ever=lambda key: spec(key, OBEYS),
+        ignores_term=lambda key: spec(key, TERM_LOOP),
+        cannot_start=lambda key: dataclasses.replace(spec(key, ""), argv=["/no/such/program"]),
+        forks=lambda key: spec(key, forks),
+        exec_echo=["/bin/sh", "-c", "echo hello; exit 3"],
+        exec_for_ever=["/bin/sleep", "1000"],
+        alive=alive,
         close=close,
     )
 

@@ -1,0 +1,49 @@
+"""What /proc tells about one process. Ref: proc(5)."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcStat:
+    name: str  # comm: the program's file name, 15 bytes; kept by a zombie
+    state: str  # "R", "S", "Z", ...
+    session: int
+    start_ticks: int  # since boot; with the pid it names a process for ever
+
+
+def proc_stat(pid: int) -> ProcStat | None:
+    """None when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read()
+    except OSError:
+        return None
+    head, _, tail = text.rpartition(")")  # the name may hold anything, ")" too
+    fields = tail.split()
+    return ProcStat(
+        name=head.partition("(")[2],
+        state=fields[0],
+        session=int(fields[3]),
+        start_ticks=int(fields[19]),
+    )
+
+
+def executable(pid: int) -> tuple[int, int] | None:
+    """(device, inode) of the program it runs; None for a zombie, or when it is gone."""
+    try:
+        info = os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def session_pids(session: int) -> list[int]:
+    """Every living process of a session, as this pid namespace sees them."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            stat = proc_stat(int(name))
+            if stat is not None and stat.session == session and stat.state not in "ZX":
+                found.append(int(name))
+    return found
