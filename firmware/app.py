@@ -14,7 +14,7 @@ from hal.linux.notify import open_notifier
 
 from firmware import rpc
 from firmware.api import Api
-from firmware.board import load_board
+from firmware.board import BoardError, load_board
 from firmware.board_types import Board, Slot
 from firmware.card import Card, CardPorts
 from firmware.control_socket import ControlSocket
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return _run(args.board, args.run, args.state, safe=args.safe)
-    except (HalError, JournalError, FieldError) as exc:
+    except (HalError, JournalError, FieldError, BoardError) as exc:
         sys.stderr.write(f"apf-card: {exc}\n")
         return EXIT_START_FAILED
 

@@ -213,7 +213,7 @@ class Card:
             runc_root=self._ports.runc_roots.get(slot.id),
         )
         cnm.mc.on_notice(Heartbeat, lambda beat: self._on_heartbeat(cnm, beat))
-        cnm.mc.on_notice(Telemetry, lambda report: self.monitor.on_telemetry(cnm, report))
+        cnm.mc.on_notice(Telemetry, lambda report: self._on_telemetry(cnm, report))
         cnm.agent.on_notice(
             InstanceTelemetry, lambda report: self.monitor.on_instances(cnm, report)
         )
@@ -237,6 +237,10 @@ class Card:
             self.monitor.on_agent_age(cnm, heartbeat.agent_age_ms)
             if heartbeat.status_seq != cnm.observed_seq:
                 self.status_reader.wish(cnm)
+
+    def _on_telemetry(self, cnm: Cnm, report: Telemetry) -> None:
+        self.monitor.on_telemetry(cnm, report)
+        self.host.refresh(cnm)  # an agent that was restarted has another pid
 
     def _on_hint(self, cnm: Cnm, hint: StatusChanged) -> None:
         if hint.boot_id == cnm.boot_id and hint.status_seq != cnm.observed_seq:

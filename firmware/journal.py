@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
     META = "meta"  # key "epoch", "card_uuid", ...: {"value": ...}
     WORKLOAD = "workload"  # by name: {"workload": normal form, ...}
-    ASSIGNMENT = "assignment"  # by instance: {"cnm": id, "generation": g, ...}
+    ASSIGNMENT = "assignment"  # by instance: firmware.assignments.Assignment
     CNM = "cnm"  # by id: granted, drained, fencing
     VOLUME = "volume"  # by name: last flushed manifest and when
     IMAGE = "image"  # by reference: {"manifest": ...}
@@ -43,7 +43,7 @@ class Kind(StrEnum):
 _REQUIRED: Final[Mapping[Kind, Mapping[str, type]]] = {
     Kind.META: {"value": object},
     Kind.WORKLOAD: {"workload": dict},
-    Kind.ASSIGNMENT: {"cnm": str, "generation": int},
+    Kind.ASSIGNMENT: {"instance": str, "index": int},
     Kind.CNM: {},
     Kind.VOLUME: {},
     Kind.IMAGE: {"manifest": dict},

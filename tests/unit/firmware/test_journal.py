@@ -54,7 +54,7 @@ class SlowStore:
 
 
 def put(key: str, cnm: str = "cnm0", generation: int = 1) -> Change:
-    return Change(kind=Kind.ASSIGNMENT, key=key, value={"cnm": cnm, "generation": generation})
+    return Change(kind=Kind.ASSIGNMENT, key=key, value={"instance": cnm, "index": generation})
 
 
 def test_a_decision_is_seen_only_when_the_store_has_acknowledged_it() -> None:
@@ -66,7 +66,7 @@ def test_a_decision_is_seen_only_when_the_store_has_acknowledged_it() -> None:
     assert journal.in_flight == 1
     store.answer()
     assert heard == [None]
-    assert journal.get(Kind.ASSIGNMENT, "a/b/0") == {"v": 1, "cnm": "cnm0", "generation": 1}
+    assert journal.get(Kind.ASSIGNMENT, "a/b/0") == {"v": 1, "instance": "cnm0", "index": 1}
     assert (journal.in_flight, journal.commits) == (0, 1)
 
 
@@ -79,7 +79,7 @@ def test_batches_take_effect_in_the_order_they_were_given() -> None:
     seen = []
     while store.waiting:
         store.answer()
-        seen.append((journal.get(Kind.ASSIGNMENT, "i") or {}).get("generation"))
+        seen.append((journal.get(Kind.ASSIGNMENT, "i") or {}).get("index"))
     assert seen == [1, 2, 3, None]
 
 
@@ -111,9 +111,9 @@ def test_after_a_failed_store_nothing_more_is_taken() -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (Change(kind=Kind.ASSIGNMENT, key="i", value={"cnm": "c"}), "bad_value"),
+        (Change(kind=Kind.ASSIGNMENT, key="i", value={"instance": "c"}), "bad_value"),
         (
-            Change(kind=Kind.ASSIGNMENT, key="i", value={"cnm": "c", "generation": True}),
+            Change(kind=Kind.ASSIGNMENT, key="i", value={"instance": "c", "index": True}),
             "bad_value",
         ),
         (Change(kind=Kind.CNM, key="i", value={"x": float("nan")}), "bad_value"),
@@ -156,7 +156,7 @@ def test_the_caller_may_change_its_own_dict_afterwards() -> None:
 
 
 def test_unknown_keys_and_newer_writers_are_read_and_kept() -> None:
-    data = json.dumps({"v": 7, "needs": 1, "cnm": "c", "generation": 4, "colour": "red"}).encode()
+    data = json.dumps({"v": 7, "needs": 1, "instance": "c", "index": 4, "colour": "red"}).encode()
     journal = Journal(
         SlowStore(
             [
@@ -178,9 +178,9 @@ def test_unknown_keys_and_newer_writers_are_read_and_kept() -> None:
         (b"", "corrupt"),
         (b"\x00\xff", "corrupt"),
         (b"[]", "corrupt"),
-        (b'{"cnm":"c","generation":1}', "corrupt"),
-        (b'{"v":1,"cnm":"c","generation":"1"}', "corrupt"),
-        (b'{"v":2,"needs":2,"cnm":"c","generation":1}', "too_new"),
+        (b'{"instance":"c","index":1}', "corrupt"),
+        (b'{"v":1,"instance":"c","index":"1"}', "corrupt"),
+        (b'{"v":2,"needs":2,"instance":"c","index":1}', "too_new"),
     ],
 )
 def test_a_bad_record_stops_the_load_and_is_named(data: bytes, code: str) -> None:
