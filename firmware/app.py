@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hal.linux.notify import open_notifier
-
 from firmware import rpc
 from firmware.api import Api
 from firmware.board import BoardError, load_board
@@ -27,6 +25,7 @@ from hal.linux.blobs import LinuxBlobStore
 from hal.linux.clock import LinuxClock
 from hal.linux.entropy import LinuxEntropy
 from hal.linux.journal import SqliteJournal
+from hal.linux.notify import open_notifier
 from hal.linux.serial import SerialLine
 from hal.linux.unix_server import UnixServer, group_id
 from hal.linux.workers import Workers
