@@ -59,7 +59,9 @@ def test_plex_is_good_once_its_variable_is_set():
 
 
 def test_every_key_that_the_schema_knows_is_known_here_and_no_other(judge):
-    from tools.compose.grammar import BUILD, DEPLOY, DOCUMENT, HEALTHCHECK, SERVICE, VOLUME
+    from tools.compose.grammar import DOCUMENT, VOLUME
+    from tools.compose.grammar_parts import BUILD, DEPLOY, HEALTHCHECK
+    from tools.compose.grammar_service import SERVICE
 
     schema = judge.schema
     assert set(DOCUMENT.known) == set(schema["properties"])
@@ -154,6 +156,7 @@ def accepted(path, document):
 )
 @example({"image": "x", "ports": None})
 @example({"image": "x", "scale": 2.0})
+@example({"image": "x", "blkio_config": {"weight": 1.5}})
 @example({"image": "x", "expose": [1, 1.0]})
 @example({"image": "x", "expose": [1, "1"]})
 @example({"image": "x", "cap_add": ["A", "A"]})

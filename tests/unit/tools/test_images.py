@@ -210,11 +210,12 @@ def test_what_is_no_image_is_refused(layout, tmp_path):
 
 
 def test_a_saved_tar_that_points_outside_is_refused(tmp_path):
-    (tmp_path / "secret.json").write_text("{}")
-    listed = json.dumps([{"Config": "../secret.json", "Layers": ["x"]}]).encode()
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    listed = json.dumps([{"Config": str(secret), "Layers": ["x"]}]).encode()
     packed = tmp_path / "saved.tar"
     packed.write_bytes(tar_of({"manifest.json": listed}))
-    assert "is not in the archive" in refused(packed)
+    assert f"{str(secret)!r} is not in the archive" in refused(packed)
 
 
 def test_import_sends_what_is_missing_with_its_descriptor(apf, daemon, layout):
