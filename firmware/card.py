@@ -16,7 +16,7 @@ from firmware.events import EventCode, EventLog
 from firmware.fencing import Fencing
 from firmware.hostpids import HostPids
 from firmware.images import ImageStore, normal_ref
-from firmware.inventory import Cnm, CnmPorts, Inventory
+from firmware.inventory import Cnm, CnmPorts, CnmState, Inventory
 from firmware.journal import Journal, JournalError, Kind
 from firmware.lease import CardLease, LeaseState
 from firmware.link import Link
@@ -37,6 +37,7 @@ from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telem
 
 SOFTWARE: Final = "apf-card/0.1.0"
 SCAN_NS: Final = 250 * MS
+SETTLE_NS: Final = 5_000 * MS  # after a start, what is new waits so long for modules that boot
 CARD_UUID_BYTES: Final = 16
 
 
@@ -155,6 +156,7 @@ class Card:
             self.events,
         )
         self.logs = InstanceLogs(self.inventory, self.decisions)
+        self.reconciler.placements.settling = self._settling
         self.inventory.on_change = self.on_cnm_change
 
     def start(self, done: Callable[[JournalError | None], None]) -> None:
@@ -184,6 +186,7 @@ class Card:
         for cnm in self.inventory:
             self.placer.update(cnm)
         self.loop.every(SCAN_NS, self.discovery.scan_cnms)
+        self.loop.call_later(SETTLE_NS, self.reconciler.kick_pending)
         for name in list(self.decisions.workloads):
             self.reconciler.kick_workload(name)
             self.reconciler.finish_workload(name)
@@ -272,6 +275,18 @@ class Card:
         self.placer.update(cnm)
         self.reconciler.kick_cnm(cnm)
         self.rebalancer.drain(cnm)
+
+    def _settling(self) -> str:
+        if self.loop.now_ns() - self._start_ns >= SETTLE_NS:
+            return ""
+        late = [
+            cnm.id
+            for cnm in self.inventory
+            if cnm.power_wanted
+            and not cnm.quarantine
+            and cnm.state in (CnmState.OFF, CnmState.BOOTING)
+        ]
+        return f"the card has just started and {', '.join(late)} still to boot" if late else ""
 
     def _on_loaded(self, cnm: Cnm) -> None:
         if not self.safe_mode and not cnm.draining:

@@ -41,6 +41,7 @@ class Placements:
         kick: Callable[[str], None],
     ) -> None:
         self.pending: dict[str, dict[str, str]] = {}  # instance -> CNM -> why not there
+        self.settling: Callable[[], str] = lambda: ""  # why nothing new is placed yet
         self._loop = loop
         self._inventory = inventory
         self._decisions = decisions
@@ -63,6 +64,10 @@ class Placements:
         """Find a module for it, or say per module why not."""
         workload, _name, index = instance.rsplit("/", 2)
         choice = self._placer.choose(workload, component, instance)
+        settling = self.settling() if before is None else ""
+        if settling:  # else all of it would go to the module that boots first
+            self.pending[instance] = {cnm.id: settling for cnm in self._inventory}
+            return
         if isinstance(choice, NoRoom):
             if instance not in self.pending:
                 self._events.emit(
