@@ -36,6 +36,7 @@ _MS_NODEV: Final = 0x4
 _MS_REMOUNT: Final = 0x20
 _MS_BIND: Final = 0x1000
 _MS_REC: Final = 0x4000
+_MS_UNBINDABLE: Final = 0x2_0000
 _MS_PRIVATE: Final = 0x4_0000
 _MNT_DETACH: Final = 2
 _PR_SET_NO_NEW_PRIVS: Final = 38  # <linux/prctl.h>
@@ -91,7 +92,10 @@ class Mounter:
         """Raises OSError; `filename` is the target."""
         _libc_call("unshare", _CLONE_NEWNS)
         _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
-        # Opened first: a mirror or a new root may hide them.
+        if any(not os.path.lexists("/" + target.split("/")[1]) for _, target, _ in mounts):
+            _new_root()
+        # After the new root (the old one's mounts are no sources any more), before a mirror or a
+        # volume hides them.
         sources = [
             -1 if source == TMPFS else os.open(source, os.O_PATH | os.O_CLOEXEC)
             for source, _, _ in mounts
@@ -121,16 +125,9 @@ class Mounter:
         above = os.path.dirname(target)
         while not os.path.isdir(above):
             above = os.path.dirname(above)
-        if not any(above == own or above.startswith(f"{own}/") for own in self._private):
-            if above == "/":
-                _mirror("/", NEW_ROOT)
-                os.chdir(NEW_ROOT)
-                # pivot_root(2), "pivot_root(".", ".")": the old root lies on top, then goes.
-                _libc_call("pivot_root", b".", b".")
-                _libc_call("umount2", b".", _MNT_DETACH)
-                os.chdir("/")
-            else:
-                _mirror(above, above)
+        inside = (above == own or above.startswith(f"{own}/") for own in self._private)
+        if above != "/" and not any(inside):
+            _mirror(above, above)
         first = target[len(above.rstrip("/")) + 1 :].split("/")[0]
         self._private.append(f"{above.rstrip('/')}/{first}")
         if is_dir:
@@ -138,6 +135,16 @@ class Mounter:
         else:
             os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
+def _new_root() -> None:
+    """Make a mirror of "/" the root. pivot_root(2), "pivot_root(".", ".")": the old root then
+    lies on top of the new one, and goes."""
+    _mirror("/", NEW_ROOT)
+    os.chdir(NEW_ROOT)
+    _libc_call("pivot_root", b".", b".")
+    _libc_call("umount2", b".", _MNT_DETACH)
+    os.chdir("/")
 
 
 def _mirror(directory: str, onto: str) -> None:
@@ -150,6 +157,8 @@ def _mirror(directory: str, onto: str) -> None:
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     fds = {name: os.open(f"{directory}/{name}", flags) for name in names}
     _mount("apf-mirror", onto, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
+    # Unbindable: where `onto` lies below `directory`, it must not be bound into itself.
+    _mount("none", onto, None, _MS_UNBINDABLE)
     os.chmod(onto, info.st_mode & 0o7777)
     os.chown(onto, info.st_uid, info.st_gid)
     for name, fd in fds.items():

@@ -1,7 +1,6 @@
-"""overlayfs mounts. Ref: Linux Documentation/filesystems/overlayfs.rst, mount(2), umount2(2).
+"""overlayfs: one unpacked image under many instances' root file systems.
 
-Needs CAP_SYS_ADMIN and an upper directory on a file system that overlayfs takes (not another
-overlay). Whoever uses it must have a mount namespace that ends with it, or unmount by itself.
+Ref: mount(2), umount2(2); kernel Documentation/filesystems/overlayfs.rst.
 """
 
 import ctypes
@@ -12,45 +11,39 @@ from typing import Final
 from hal.errors import Refused
 from hal.linux.oserror import hal_error
 
-_MS_NOSUID: Final = 0x2  # <linux/mount.h>
-_MS_NODEV: Final = 0x4
 _MNT_DETACH: Final = 2  # <sys/mount.h>
-_OPTIONS_LIMIT: Final = 4095  # mount(2): the options fit a page
+_UMOUNT_NOFOLLOW: Final = 8
+_SPECIAL: Final = frozenset(",:\\\0")  # would end an option, or a layer, of overlayfs
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class LinuxOverlay:
-    """One writable layer over one read-only tree. Holds nothing."""
+    """Mounts are made in this process's mount namespace and vanish with it. Needs root."""
 
     def mount(self, lower: str, upper: str, work: str, target: str) -> None:
-        """Make `upper`, `work` and `target` and mount. Raises Unavailable where the kernel does not
-        let us, Refused for paths that can't stand in its options."""
-        for path in (lower, upper, work):
-            if any(char in path for char in ",:\\"):
-                raise Refused(f"overlay on {target}: {path!r} holds a comma, colon or backslash")
-        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-        if len(options) > _OPTIONS_LIMIT:
-            raise Refused(f"overlay on {target}: options of {len(options)} B")
-        what = f"overlay on {target}"
+        """`upper` and `work` must lie on one file system; they and `target` are made.
+
+        Raises Refused for a path that overlayfs can't take, Unavailable where it is not there or
+        not allowed."""
+        for path in (lower, upper, work, target):
+            if not path.startswith("/") or _SPECIAL & set(path):
+                raise Refused(f"overlay: path {path[:200]!r} is not absolute, or holds , : or \\")
+        what = f"overlay of {lower} at {target}"
         try:
             for path in (upper, work, target):
                 os.makedirs(path, 0o755, exist_ok=True)
         except OSError as exc:
             raise hal_error(exc, what) from exc
-        result = _libc.mount(
-            b"apf-overlay",
-            os.fsencode(target),
-            b"overlay",
-            ctypes.c_ulong(_MS_NODEV | _MS_NOSUID),
-            os.fsencode(options),
-        )
-        if result:
-            code = ctypes.get_errno()
-            raise hal_error(OSError(code, os.strerror(code)), what)
+        options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        code = _libc.mount(b"overlay", os.fsencode(target), b"overlay", 0, os.fsencode(options))
+        if code:
+            number = ctypes.get_errno()
+            raise hal_error(OSError(number, os.strerror(number)), what)
 
     def unmount(self, target: str) -> None:
-        """At once for new users; what has files open keeps them. Not mounted is a success."""
-        if _libc.umount2(os.fsencode(target), _MNT_DETACH):
-            code = ctypes.get_errno()
-            if code not in (errno.EINVAL, errno.ENOENT):
-                raise hal_error(OSError(code, os.strerror(code)), f"unmount of {target}")
+        """Also one that is in use: it goes when its last user does. Not mounted is a success."""
+        if _libc.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW):
+            number = ctypes.get_errno()
+            # EINVAL: no mount point. EPERM: without root nothing was ever mounted here.
+            if number not in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR, errno.EPERM):
+                raise hal_error(OSError(number, os.strerror(number)), f"unmount of {target}")
