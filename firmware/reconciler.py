@@ -215,8 +215,10 @@ class Reconciler:
             case steps.End(ending=ending):
                 code = EventCode.INSTANCE_FAILED if ending.failed else EventCode.INSTANCE_EXITED
                 self._events.emit(code, f"{instance}: {ending.text}", instance=instance)
-                self._decisions.assign([replace(assignment, ending=ending)])
-                self._kick_dependents(instance)
+                self._decisions.assign(
+                    [replace(assignment, ending=ending)],
+                    lambda _good: self._kick_dependents(instance),
+                )
             case steps.Flip():
                 self.migration.flip(assignment)
             case steps.CancelMove(reason=reason):
