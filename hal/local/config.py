@@ -119,6 +119,9 @@ def _slot(raw: object, where: str, top: Mapping[str, Any]) -> SlotConfig:
     argv = _list(entry.get("argv", top.get("argv", [])), f"{where}.argv", ARGV_LIMIT)
     if not argv:
         raise Refused(f"{where}.argv: empty, and the config gives no common one")
+    program = _text(argv[0], f"{where}.argv")
+    if not program.startswith("/") and "/" in program:
+        raise Refused(f"{where}.argv: {program!r}, wanted an absolute path or a name on PATH")
     cwd = _text(entry.get("cwd", top.get("cwd", "/")), f"{where}.cwd")
     return SlotConfig(
         slot=_integer(entry.get("slot"), f"{where}.slot", 0, 65535),

@@ -3,17 +3,7 @@
     python -m hal.local.keeper --run DIR --config FILE
 
 One thread, one loop. It owns the ptys of the control links, the windows and doorbells, and the
-CNMs' inits; clients ask over `DIR/keeper.sock` (hal/local/wire.py). Requests:
-
-    status                                             everything, changes nothing
-    power    {slot, action: read|on|off}               answered when it is so; off with proof
-    window   {slot}                                    + memfd, bell to hear, bell to ring
-    pids     {slot}                                    the CNM's processes as the host sees them
-    fault    {slot, link?, drop, duplicate, flip, delay_ms, cut, seed}   without link: all of them
-    window_cut     {slot, cut}                         see hal/local/shared.py
-    window_corrupt {slot, flips, seed}
-    shutdown                                           power off, then exit
-
+CNMs' inits; clients ask over `DIR/keeper.sock` (hal/local/wire.py, hal/local/requests.py).
 An init has descriptor 3 and may ask `window` there, for its own slot.
 Exit status: 0 after shutdown or SIGTERM; 1 when it could not start; 2 usage.
 """
@@ -25,24 +15,23 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from hal.errors import HalError, PeerGone, Refused, Unavailable
 from hal.local import libc, rundir, spawn, wire
 from hal.local.cgroups import SlotCgroup, find_trees
 from hal.local.config import KeeperConfig, SlotConfig, read_config
-from hal.local.faults import faults_from
 from hal.local.fence import Fence, Target
 from hal.local.miniloop import MiniLoop
 from hal.local.relay import Relay
-from hal.local.server import Client, Server
-from hal.local.shared import FLIPS_LIMIT, SharedWindow
+from hal.local.requests import Requests
+from hal.local.server import Server
+from hal.local.shared import SharedWindow
 from hal.local.slot import Slot, SlotHooks, SlotHost, state_json
 from hal.local.wire import JsonObject
 from hal.ports import Event, PowerAction, SlotState
 
 _FLUSH_NS: Final = 20_000_000  # for the last answers, before the sockets close
-PIDS_LIMIT: Final = 512  # of one answer: it has to fit a packet
 
 
 class Keeper:
@@ -50,12 +39,17 @@ class Keeper:
 
     def __init__(self, loop: MiniLoop, config: KeeperConfig) -> None:
         self._loop, self._config = loop, config
+        self.run_dir = config.run_dir
         trees = find_trees()
         probe = SlotCgroup(trees, f"/apf/{config.run_id}/probe")
         leaf = probe.make_leaf("init")
-        self._why_no_fence = (
-            spawn.why_no_namespaces(leaf) if config.namespaces else "the config turns them off"
-        )
+        if not config.namespaces:
+            self._why_no_fence = "the config turns them off"
+        else:
+            self._why_no_fence = spawn.why_no_namespaces(leaf)
+            if self._why_no_fence and leaf is not None and not spawn.why_no_namespaces(None):
+                # a v2 tree in which we may make directories, and start nothing
+                self._why_no_fence, leaf = "", None
         probe.remove()
         if self._why_no_fence:
             # Orphans of a dead init come to us, so that they can be found and killed.
@@ -67,22 +61,12 @@ class Keeper:
             namespaces=not self._why_no_fence,
             unified=leaf is not None,
         )
-        self._relays: dict[int, dict[str, Relay]] = {}
-        self._windows: dict[int, SharedWindow] = {}
-        self._slots: dict[int, Slot] = {}
+        self.relays: dict[int, dict[str, Relay]] = {}
+        self.windows: dict[int, SharedWindow] = {}
+        self.slots: dict[int, Slot] = {}
         self._server: Server | None = None
-        self._stopping = False
-        self._told_when_off: list[tuple[Client, JsonObject]] = []
-        self._handlers: dict[str, Callable[[Client, JsonObject], None]] = {
-            "status": self._status,
-            "power": self._power,
-            "window": self._window,
-            "pids": self._pids,
-            "fault": self._fault,
-            "window_cut": self._window_cut,
-            "window_corrupt": self._window_corrupt,
-            "shutdown": self._shutdown,
-        }
+        self.stopping = False
+        self._told_when_off: list[Callable[[list[str]], None]] = []
 
     @property
     def fence_words(self) -> str:
@@ -99,7 +83,7 @@ class Keeper:
             for slot in self._config.slots:
                 rundir.clear_cnm(rundir.cnm_dir(self._config.run_dir, slot.id), keep_log=True)
                 self._add(slot)
-            self._server = Server(self._loop, self._config.run_dir, self._handle)
+            self._server = Server(self._loop, self._config.run_dir, Requests(self).handle)
             ready()
 
         def on_late(error: HalError) -> None:
@@ -108,12 +92,28 @@ class Keeper:
         left = Target(cgroup=board, pid=None, pidfd=None, namespaces=True, mark="")
         Fence(self._loop, left, done=on_clean, late=on_late)
 
-    def stop(self) -> None:
-        """Power everything off, then leave the loop."""
-        if self._stopping:
+    def about(self) -> JsonObject:
+        """The head of a status."""
+        return {
+            "pid": os.getpid(),
+            "run_id": self._config.run_id,
+            "fence": self.fence_words,
+            "clients": self._server.clients if self._server is not None else 0,
+        }
+
+    def window_of(self, number: int) -> SharedWindow:
+        window = self.windows.get(number)
+        if window is None:
+            raise Unavailable(f"slot {number} has no window (window_bytes = 0)")
+        return window
+
+    def stop(self, done: Callable[[list[str]], None] = lambda _failures: None) -> None:
+        """Power everything off, tell what failed, then leave the loop."""
+        self._told_when_off.append(done)
+        if self.stopping:
             return
-        self._stopping = True
-        waiting = len(self._slots)
+        self.stopping = True
+        waiting = len(self.slots)
         failures: list[str] = []
 
         def on_off(state: SlotState | HalError) -> None:
@@ -124,30 +124,27 @@ class Keeper:
             if not waiting:
                 self._stopped(failures)
 
-        for slot in self._slots.values():
+        for slot in self.slots.values():
             slot.request(PowerAction.OFF, self, on_off)
-        if not self._slots:
+        if not self.slots:
             self._stopped(failures)
 
     def close(self) -> None:
         """Let go of everything; power is off already."""
         if self._server is not None:
             self._server.close()
-        for relays in self._relays.values():
+        for relays in self.relays.values():
             for relay in relays.values():
                 relay.close()
-        for window in self._windows.values():
+        for window in self.windows.values():
             window.close()
         board = SlotCgroup(self._host.trees, f"/apf/{self._config.run_id}")
         board.remove()
         board.remove_parents()
 
     def _stopped(self, failures: list[str]) -> None:
-        for client, request in self._told_when_off:
-            if failures:
-                client.fail(request, Unavailable("; ".join(failures)))
-            else:
-                client.answer(request, {"stopped": len(self._slots)})
+        for done in self._told_when_off:
+            done(failures)
         self._loop.call_later(_FLUSH_NS, self._loop.stop)
 
     def _add(self, config: SlotConfig) -> None:
@@ -156,11 +153,11 @@ class Keeper:
             link.name: Relay(self._loop, rundir.tty_path(run_dir, config.id, link.name), link.baud)
             for link in config.links
         }
-        self._relays[number] = relays
+        self.relays[number] = relays
         window = None
         if config.window_bytes:
             window = SharedWindow(self._loop, config.id, config.window_bytes)
-            self._windows[number] = window
+            self.windows[number] = window
 
         def powered(on: bool) -> None:
             for relay in relays.values():
@@ -176,7 +173,7 @@ class Keeper:
         hooks = SlotHooks(
             before_on=before_on, powered=powered, packet=packet, changed=self._on_changed
         )
-        self._slots[number] = Slot(self._host, config, self._config.cgroup_of(config), hooks)
+        self.slots[number] = Slot(self._host, config, self._config.cgroup_of(config), hooks)
 
     def _on_changed(self, state: SlotState, owner: object) -> None:
         if self._server is not None:
@@ -193,7 +190,7 @@ class Keeper:
             wire.close_all(fds)
             if request.get("op") != "window":
                 raise Refused(f"op {request.get('op')!r}: an init may ask for 'window' only")
-            window = self._window_of(number)
+            window = self.window_of(number)
             answer = {
                 "id": request.get("id"),
                 "ok": True,
@@ -206,126 +203,6 @@ class Keeper:
             failure = {"id": request.get("id"), "ok": False, "error": wire.error_of(exc)}
             with contextlib.suppress(PeerGone):
                 wire.send(init.sock, wire.encode(failure))
-
-    # --- requests ---
-
-    def _handle(self, client: Client, request: JsonObject) -> None:
-        op = request.get("op")
-        handler = self._handlers.get(op) if isinstance(op, str) else None
-        if handler is None:
-            raise Refused(f"op {op!r} is unknown; known: {', '.join(self._handlers)}")
-        if self._stopping and op not in ("status", "shutdown"):
-            raise Refused("the keeper is shutting down")
-        handler(client, request)
-
-    def _status(self, client: Client, request: JsonObject) -> None:
-        client.answer(
-            request,
-            {
-                "pid": os.getpid(),
-                "run_id": self._config.run_id,
-                "fence": self.fence_words,
-                "clients": self._server.clients if self._server is not None else 0,
-                "slots": [self._slot_status(slot) for slot in self._slots.values()],
-            },
-        )
-
-    def _slot_status(self, slot: Slot) -> JsonObject:
-        number, run_dir = slot.config.slot, self._config.run_dir
-        links = [
-            {
-                "name": name,
-                "card": str(rundir.tty_path(run_dir, slot.config.id, name)),
-                "cnm": str(rundir.tty_path(run_dir, slot.config.id, name)) + ".cnm",
-                "counters": relay.counters(),
-                "cut": relay.faults.cut,
-            }
-            for name, relay in self._relays[number].items()
-        ]
-        window = self._windows.get(number)
-        return {
-            "id": slot.config.id,
-            "phase": slot.phase.value,
-            "state": state_json(slot.state()),
-            "links": links,
-            "window_bytes": slot.config.window_bytes,
-            "window_cut": window is not None and window.cut,
-        }
-
-    def _power(self, client: Client, request: JsonObject) -> None:
-        raw = request.get("action")
-        if raw not in ("read", "on", "off"):
-            raise Refused(f"action: {raw!r}, wanted 'read', 'on' or 'off'")
-
-        def on_done(state: SlotState | HalError) -> None:
-            if isinstance(state, HalError):
-                client.fail(request, state)
-            else:
-                client.answer(request, state_json(state))
-
-        self._slot_of(request).request(PowerAction(raw), client, on_done)
-
-    def _window(self, client: Client, request: JsonObject) -> None:
-        window = self._window_of(self._slot_of(request).config.slot)
-        client.answer(request, {"size_bytes": window.size_bytes}, window.fds_for_card())
-
-    def _pids(self, client: Client, request: JsonObject) -> None:
-        found = self._slot_of(request).processes()
-        keys = ("nspid", "pid", "start_ticks", "cgroup")
-        wanted = request.get("nspids")
-        if isinstance(wanted, list):
-            found = [process for process in found if process[0] in wanted]
-        rows = [dict(zip(keys, process, strict=True)) for process in found[:PIDS_LIMIT]]
-        client.answer(request, {"processes": rows, "total": len(found)})
-
-    def _fault(self, client: Client, request: JsonObject) -> None:
-        relays = self._relays[self._slot_of(request).config.slot]
-        name = request.get("link")
-        if name is not None and name not in relays:
-            raise Refused(f"link {name!r} is unknown; known: {', '.join(relays)}")
-        values = {k: v for k, v in request.items() if k not in ("id", "op", "slot", "link")}
-        faults = faults_from(values)
-        for relay in relays.values() if name is None else [relays[name]]:
-            relay.arm(faults)
-        client.answer(request, {})
-
-    def _window_cut(self, client: Client, request: JsonObject) -> None:
-        cut = request.get("cut")
-        if not isinstance(cut, bool):
-            raise Refused(f"cut: {cut!r}, wanted true or false")
-        self._window_of(self._slot_of(request).config.slot).set_cut(cut)
-        client.answer(request, {})
-
-    def _window_corrupt(self, client: Client, request: JsonObject) -> None:
-        flips = _integer(request, "flips", 0, FLIPS_LIMIT)
-        seed = _integer(request, "seed", 0, 2**64 - 1)
-        self._window_of(self._slot_of(request).config.slot).set_corrupt(flips, seed)
-        client.answer(request, {})
-
-    def _shutdown(self, client: Client, request: JsonObject) -> None:
-        self._told_when_off.append((client, request))
-        self.stop()
-
-    def _slot_of(self, request: JsonObject) -> Slot:
-        number = request.get("slot")
-        slot = self._slots.get(number) if isinstance(number, int) else None
-        if slot is None or isinstance(number, bool):
-            known = ", ".join(map(str, self._slots)) or "none"
-            raise Refused(f"slot {number!r} is not on this board; known: {known}")
-        return slot
-
-    def _window_of(self, number: int) -> SharedWindow:
-        window = self._windows.get(number)
-        if window is None:
-            raise Unavailable(f"slot {number} has no window (window_bytes = 0)")
-        return window
-
-
-def _integer(request: JsonObject, key: str, low: int, high: int) -> int:
-    value: Any = request.get(key, 0)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise Refused(f"{key}: {value!r}, wanted an integer in {low}..{high}")
-    return value
 
 
 def _watch_signals(loop: MiniLoop, stop: Callable[[], None]) -> None:
@@ -352,9 +229,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = read_config(options.config, options.run)
         lock_fd = rundir.take_lock(config.run_dir)
+        run_id_lock = rundir.take_run_id(config.run_id)
         loop = MiniLoop()
         keeper = Keeper(loop, config)
-        _watch_signals(loop, keeper.stop)
+        _watch_signals(loop, lambda: keeper.stop())
         print(f"keeper {os.getpid()}: {keeper.fence_words}", file=sys.stderr, flush=True)  # noqa: T201
         keeper.start(ready=lambda: None)
         loop.run()
@@ -365,6 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     os.ftruncate(lock_fd, 0)  # not unlinked: two keepers might then lock two files of one name
     os.close(lock_fd)
+    run_id_lock.close()
     return 0
 
 

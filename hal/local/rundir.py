@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 from pathlib import Path
 
 from hal.errors import Refused, Unavailable
@@ -40,13 +41,25 @@ def take_lock(run_dir: Path) -> int:
     return fd
 
 
+def take_run_id(run_id: str) -> socket.socket:
+    """Hold the run id on this host for as long as the socket lives: two keepers of one id in
+    different directories would kill each other's CNMs. Raises Refused when it is taken."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.bind(f"\0apf-keeper-{run_id}")  # abstract: gone with us, however we end (unix(7))
+    except OSError as exc:
+        sock.close()
+        raise Refused(f"another keeper on this host has run id {run_id}: {exc}") from exc
+    return sock
+
+
 def clear_cnm(path: Path, *, keep_log: bool) -> None:
-    """Unmount what is mounted below and remove what a CNM left; init.log may stay to be read."""
+    """Unmount what is mounted below and remove what a CNM left; logs may stay to be read."""
     for point in mounts_below(path):
         detach_mount(point)
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(path)):
-            if keep_log and entry.name.startswith("init.log"):
+            if keep_log and ".log" in entry.name and entry.is_file(follow_symlinks=False):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)

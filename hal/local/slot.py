@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 
 from hal.errors import HalError, Refused, Unavailable
 from hal.local import procview, rundir, spawn
+from hal.local.census import CnmProcess, take_census
 from hal.local.cgroups import CgroupTrees, SlotCgroup
 from hal.local.config import SlotConfig
 from hal.local.fence import Fence, Target
@@ -106,30 +107,17 @@ class Slot:
             if len(self._waiting) == 1:
                 self._next()
 
-    def processes(self) -> list[tuple[int, int, int, str]]:
-        """(pid as the CNM's init sees it, host pid, start ticks, cgroup) of all that runs."""
+    def processes(self, wanted: Container[int] | None = None) -> list[CnmProcess]:
+        """All that runs, or the wanted ones of the pids that the CNM's init sees."""
         if self._init is None:
             return []
-        found: list[tuple[int, int, int, str]] = []
-        # A container has a pid namespace of its own below the CNM's, so the last of its pids is
-        # not what the CNM knows it by: the one at the init's own depth is.
-        depth = len(procview.ns_pids(self._init.pid)) - 1
-        for pid, cgroup in self._members():
-            stat, pids = procview.read_stat(pid), procview.ns_pids(pid)
-            if stat is not None and 0 <= depth < len(pids):
-                found.append((pids[depth], pid, stat.start_ticks, cgroup))
-        return found
-
-    def _members(self) -> list[tuple[int, str]]:
-        if self._host.unified:
-            return list(self._cgroup.processes())
-        if self._init is None:
-            return []
-        if not self._host.namespaces:
-            pids = procview.family(self._init.pid, os.getpid(), self._mark())
-            return [(pid, "") for pid in pids]
-        own = _pid_namespace(self._init.pid)
-        return [(pid, "") for pid in procview.all_pids() if own and _pid_namespace(pid) == own]
+        return take_census(
+            self._init.pid,
+            self._cgroup if self._host.unified else None,
+            namespaces=self._host.namespaces,
+            mark=self._mark(),
+            wanted=wanted,
+        )
 
     # --- one request after the other ---
 
@@ -274,6 +262,8 @@ class Slot:
         if self._log is not None:
             self._log.close()
             self._log = None
+        else:  # its file could not be made
+            os.close(init.log_fd)
         words = ""
         ended = os.waitid(os.P_PIDFD, init.pidfd, os.WEXITED | os.WNOHANG)
         if ended is not None:
@@ -324,10 +314,3 @@ class Slot:
 def state_json(state: SlotState) -> dict[str, object]:
     """A SlotState as it goes over the socket."""
     return {**asdict(state), "fence": state.fence.value}
-
-
-def _pid_namespace(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return ""

@@ -292,6 +292,38 @@ def test_an_unpowered_cnm_neither_hears_nor_keeps_what_was_said(echo) -> None:
     assert exchange(line, b"hello") == b"hello"
 
 
+# Reads what waits for it, once somebody asks; the first boot never does.
+LATE_INIT = """
+import os, time
+run = os.environ["APF_RUN"]
+fd = os.open(run + "/tty/cnm0-mc.cnm", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+print("waits", flush=True)
+while not os.path.exists(run + "/read-now"):
+    time.sleep(0.005)
+try:
+    print("heard", os.read(fd, 4096), flush=True)
+except BlockingIOError:
+    print("heard nothing", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.process
+def test_what_an_earlier_boot_left_unread_is_gone_with_its_power(start_keeper) -> None:
+    keeper = start_keeper(slot(argv=python_init(LATE_INIT)))
+    log = keeper.run_dir / "cnm" / "cnm0" / "init.log"
+    line = SerialLine(str(keeper.run_dir / "tty" / "cnm0-mc"), baud=921600)
+    keeper.power(0, "on")
+    line.write(b"stale")
+    until(lambda: counters(keeper)["to_cnm"].get("out_bytes") == 5)
+    keeper.power(0, "off")
+    (keeper.run_dir / "read-now").touch()
+    keeper.power(0, "on")
+    until(lambda: "heard" in log.read_text())
+    assert "heard nothing" in log.read_text()
+    line.close()
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     "request_",

@@ -158,16 +158,18 @@ def test_a_program_that_is_not_there_fails_the_power_on_and_leaves_the_slot_off(
     ]
 
 
-def test_off_removes_the_runtime_state_and_keeps_the_log(start_keeper) -> None:
+def test_off_removes_the_runtime_state_and_keeps_the_logs(start_keeper) -> None:
     program = (
         "import os, time\nrun = os.environ['APF_RUN'] + '/cnm/cnm0/runc/x'\nos.makedirs(run)\n"
-        "open(run + '/state.json', 'w').write('{}')\nprint('made', flush=True)\ntime.sleep(1000)"
+        "open(run + '/state.json', 'w').write('{}')\n"
+        "open(run + '/../../agent.log', 'w').write('words')\n"
+        "print('made', flush=True)\ntime.sleep(1000)"
     )
     keeper = start_keeper(slot(argv=python_init(program)))
     keeper.power(0, "on")
     wait_for_log(keeper, "made")
     keeper.power(0, "off")
-    assert os.listdir(keeper.run_dir / "cnm" / "cnm0") == ["init.log"]
+    assert sorted(os.listdir(keeper.run_dir / "cnm" / "cnm0")) == ["agent.log", "init.log"]
     assert log_of(keeper) == "made\n"
 
 
@@ -227,6 +229,15 @@ def test_a_second_keeper_is_refused_and_the_first_goes_on(start_keeper) -> None:
     _, words = second.communicate(timeout=10)
     assert second.returncode == 1
     assert f"kept by process {keeper.process.pid} already" in words
+    assert keeper.power(0, "read")["init_pid"] == on["init_pid"]
+
+
+def test_a_keeper_elsewhere_with_the_same_run_id_is_refused(start_keeper, tmp_path: Path) -> None:
+    keeper = start_keeper(slot(), run_id=f"twin{os.getpid()}")
+    on = keeper.power(0, "on")
+    status, words = run_to_its_end((sys.executable,), tmp_path / "other", keeper.config_path)
+    assert status == 1
+    assert f"another keeper on this host has run id twin{os.getpid()}" in words
     assert keeper.power(0, "read")["init_pid"] == on["init_pid"]
 
 

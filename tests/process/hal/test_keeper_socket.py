@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import stat
 
@@ -153,9 +154,13 @@ def test_answers_find_their_requests(asked: Asked) -> None:
     assert answers["p"].result == {"processes": [], "total": 0}
 
 
-def test_a_deadline_ends_a_request_once_and_its_late_answer_is_counted(asked: Asked) -> None:
-    asked.client.request("status", {}, asked.loop.now_ns() - 1, asked.came.append)
+def test_a_deadline_ends_a_request_once_and_its_late_answer_is_counted(
+    asked: Asked, keeper
+) -> None:
+    os.kill(keeper.process.pid, signal.SIGSTOP)  # so that the answer is late for sure
+    asked.client.request("status", {}, asked.deadline(1), asked.came.append)
     assert isinstance(asked.wait()[0], DeadlinePassed)
+    os.kill(keeper.process.pid, signal.SIGCONT)
     for _ in range(200):
         asked.loop.turn(5 * MS)
         if asked.client.late_answers:
@@ -167,7 +172,7 @@ def test_a_deadline_ends_a_request_once_and_its_late_answer_is_counted(asked: As
 def test_the_keepers_death_fails_what_waits_and_is_told_once(asked: Asked, keeper) -> None:
     lost: list[HalError] = []
     asked.client.on_lost(lost.append)
-    os.kill(keeper.process.pid, 19)  # SIGSTOP: it takes the request and says nothing
+    os.kill(keeper.process.pid, signal.SIGSTOP)  # SIGSTOP: it takes the request and says nothing
     asked.client.request("status", {}, asked.deadline(), asked.came.append)
     keeper.kill()
     assert isinstance(asked.wait()[0], PeerGone)
@@ -188,10 +193,10 @@ def test_without_a_keeper_the_client_says_what_to_do(tmp_path) -> None:
 
 
 def test_more_requests_than_may_wait_are_refused(asked: Asked, keeper) -> None:
-    os.kill(keeper.process.pid, 19)
+    os.kill(keeper.process.pid, signal.SIGSTOP)
     for _ in range(400):
         asked.client.request("status", {}, asked.deadline(), asked.came.append)
-    os.kill(keeper.process.pid, 18)
+    os.kill(keeper.process.pid, signal.SIGCONT)
     results = asked.wait(400)
     refused = [result for result in results if isinstance(result, Refused)]
     served = [result for result in results if isinstance(result, KeeperReply)]

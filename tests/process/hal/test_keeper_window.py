@@ -245,6 +245,29 @@ def test_a_healed_window_connects_again_and_carries_data(rig: Rig) -> None:
     rig.until(lambda: rig.got == [b"after"])
 
 
+def test_a_cut_hides_the_identity_words_and_healing_puts_back_the_last_ones_written() -> None:
+    loop = MiniLoop()
+    shared = SharedWindow(loop, "words", 512 * 1024)
+    window = ShmWindow(os.dup(shared.memfd), "card")
+    far = ShmWindow(os.dup(shared.memfd), "cnm")
+    before = bytes(range(1, 0x49))
+    window.write(0, before + b"kept")
+    shared.set_cut(True)
+    assert bytes(far.read(0, 0x4C)) == bytes(0x48) + b"kept"
+    window.publish(0x40, 0x0BAD_CAFE)  # its owner renews its session, and knows nothing
+    for _ in range(40):
+        loop.turn(MS)
+    assert far.acquire(0x40) == 0
+    shared.set_cut(False)
+    while far.acquire(0x40) == 0:
+        loop.turn(MS)
+    assert far.acquire(0x40) == 0x0BAD_CAFE
+    assert bytes(far.read(0, 0x40)) == before[:0x40]
+    assert bytes(far.read(0x44, 8)) == before[0x44:] + b"kept"
+    for end in (window, far, shared, loop):
+        end.close()
+
+
 @pytest.mark.parametrize("turns", [0, 1, 3, 15])
 def test_a_cut_however_short_is_seen_and_heals(rig: Rig, turns: int) -> None:
     connects = rig.card.counters["connects"]
