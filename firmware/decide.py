@@ -202,13 +202,11 @@ def _after_end(
 ) -> Action:
     if _unsaved(assignment, status):
         return Flush(place=place)
-    by_itself = status.exit_reason != ExitReason.NONE and status.state == InstanceState.EXITED
-    failed = not by_itself or not (
-        status.exit_reason == ExitReason.EXITED and status.exit_status == 0
-    )
+    by_itself = status.state == InstanceState.EXITED
+    failed = not (status.exit_reason == ExitReason.EXITED and status.exit_status == 0)
     policy, limit = component.restart.policy, component.restart.max_attempts
-    if not by_itself and status.state == InstanceState.STOPPED:
-        again = True  # stopped, but not by the user (a lease's end, a move taken back): rule 12
+    if not by_itself and (status.state == InstanceState.STOPPED or _ran(status)):
+        again = True  # ended, but not by itself (a lease's end, a move taken back): rule 12
     elif policy is RestartPolicy.ON_FAILURE:
         again = failed and (limit == 0 or assignment.restarts < limit)
     else:
@@ -237,7 +235,7 @@ def _move(
     if there is not None and there.generation > target_place.generation:
         return CancelMove(reason=f"{target_place.cnm} holds a newer generation")
     ours = there if there is not None and there.generation == target_place.generation else None
-    if ours is not None and ours.state == InstanceState.FAILED:
+    if ours is not None and ours.state in DEAD:
         return CancelMove(reason=f"{target_place.cnm} could not prepare it: {ours.text}")
     if ours is None or ours.state == InstanceState.ABSENT:
         if there is not None and there.generation < target_place.generation:
@@ -249,6 +247,8 @@ def _move(
     if ours.state != InstanceState.PREPARED:
         return Wait(reason=f"{target_place.cnm} prepares")
     here = seen.status
+    if here is not None and here.state == InstanceState.EXITED:
+        return CancelMove(reason="it ended by itself before it was moved")
     if here is not None and here.state in LIVE:
         if here.state == InstanceState.STOPPING:
             return Wait(reason=f"{place.cnm} stops it")
@@ -287,6 +287,11 @@ def _clear(place: Place, status: InstanceStatus | None) -> Action | None:
     return Remove(place=place, generation=status.generation)
 
 
+def _ran(status: InstanceStatus) -> bool:
+    """It was started and has ended, whoever ended it: the end of a program has a reason."""
+    return status.state in DEAD and status.exit_reason != ExitReason.NONE
+
+
 def _unsaved(assignment: Assignment, status: InstanceStatus) -> bool:
     """It ran, has ended, and its volumes were not brought home since."""
     return (
@@ -294,7 +299,7 @@ def _unsaved(assignment: Assignment, status: InstanceStatus) -> bool:
         and assignment.place is not None
         and status.generation == assignment.place.generation
         and assignment.flushed < status.generation
-        and status.state in (InstanceState.STOPPED, InstanceState.EXITED)
+        and _ran(status)
     )
 
 

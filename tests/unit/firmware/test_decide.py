@@ -49,6 +49,7 @@ def current(found: InstanceStatus | None = None, *, draining: bool = False) -> S
 
 
 GONE, UNSURE = Seen(sight=Sight.GONE), Seen(sight=Sight.UNSURE)
+KILLED = {"exit_reason": ExitReason.SIGNALED, "exit_status": 9}
 HERE, THERE = at("cnm0", 1), at("cnm1", 2)
 ENDED = Ending(failed=False, status=0, text="exited with status 0")
 
@@ -101,6 +102,27 @@ ENDED = Ending(failed=False, status=0, text="exited with status 0")
             id="rule 12: stopped by us, not by itself",
         ),
         pytest.param(
+            component("no"),
+            assigned(HERE),
+            current(status(InstanceState.FAILED, text="lease expired", **KILLED)),
+            steps.Again(),
+            id="rule 12: killed by its module, not ended by itself",
+        ),
+        pytest.param(
+            component("no", volumes=1),
+            assigned(HERE, volumes=("v0",)),
+            current(status(InstanceState.FAILED, text="lease expired", **KILLED)),
+            steps.Flush(place=HERE),
+            id="killed by its module: its data is still there",
+        ),
+        pytest.param(
+            component("no"),
+            assigned(HERE),
+            current(status(InstanceState.FAILED, text="start failed: no such file")),
+            steps.End(ending=Ending(failed=True, status=0, text="start failed: no such file")),
+            id="never started, and not to be tried again",
+        ),
+        pytest.param(
             None,
             assigned(HERE),
             current(status(InstanceState.RUNNING)),
@@ -117,9 +139,16 @@ ENDED = Ending(failed=False, status=0, text="exited with status 0")
         pytest.param(
             None,
             assigned(HERE, volumes=("v0",)),
-            current(status(InstanceState.STOPPED)),
+            current(status(InstanceState.STOPPED, **KILLED)),
             steps.Flush(place=HERE),
             id="deleted: its data comes home first",
+        ),
+        pytest.param(
+            None,
+            assigned(HERE, volumes=("v0",)),
+            current(status(InstanceState.STOPPED)),
+            steps.Remove(place=HERE, generation=1),
+            id="deleted: what never ran has no data to bring home",
         ),
         pytest.param(None, assigned(HERE), current(), steps.Forget(), id="deleted: nothing left"),
         pytest.param(None, assigned(HERE), GONE, steps.Forget(), id="deleted with its module"),
@@ -175,7 +204,7 @@ def test_a_move_stops_here_only_when_there_is_prepared() -> None:
 
 def test_a_move_brings_the_data_home_between_stop_and_flip() -> None:
     moving = assigned(HERE, target=THERE, volumes=("v0",))
-    stopped = current(status(InstanceState.STOPPED))
+    stopped = current(status(InstanceState.STOPPED, **KILLED))
     prepared = current(status(InstanceState.PREPARED, 2))
     assert decide(component(volumes=1), moving, stopped, prepared) == steps.Flush(place=HERE)
     flushed = replace(moving, flushed=1)
@@ -189,6 +218,20 @@ def test_a_move_is_cancelled_when_its_target_dies_and_flips_when_its_source_does
         steps.CancelMove,
     )
     assert decide(component(), moving, GONE, current()) == steps.Flip()
+
+
+def test_what_ends_by_itself_during_a_move_is_not_started_at_the_target() -> None:
+    moving = assigned(HERE, target=THERE)
+    ended = current(status(InstanceState.EXITED, exit_reason=ExitReason.EXITED))
+    prepared = current(status(InstanceState.PREPARED, 2))
+    assert isinstance(decide(component(), moving, ended, prepared), steps.CancelMove)
+
+
+def test_a_target_whose_preparation_was_ended_cancels_the_move() -> None:
+    moving = assigned(HERE, target=THERE)
+    running = current(status(InstanceState.RUNNING))
+    dead = current(status(InstanceState.STOPPED, 2, text="lease expired"))
+    assert isinstance(decide(component(), moving, running, dead), steps.CancelMove)
 
 
 # --- a model: two modules that do what they are told, sometimes late, and may die ---
@@ -249,7 +292,7 @@ class Model:
                 self.there[place.cnm] = status(InstanceState.RUNNING, place.generation)
             case steps.Stop(place=place, generation=generation):
                 assert self.there[place.cnm].generation == generation
-                self.there[place.cnm] = status(InstanceState.STOPPED, generation)
+                self.there[place.cnm] = status(InstanceState.STOPPED, generation, **KILLED)
             case steps.Flush(place=place):
                 self.assignment = replace(a, flushed=place.generation)
             case steps.Remove(place=place):
