@@ -153,15 +153,18 @@ class Init:
         self._health.end(instance)
 
     def removed(self, instance: Instance) -> None:
+        log = log_key_of(instance.name)
+        self._capture.forget(log)
         try:
-            self._log_files.remove(log_key_of(instance.name))
+            self._log_files.remove(log)
         except HalError as exc:
             self._ports.log(f"logs of {instance.name}: {exc}")
 
     # --- the lease (DESIGN section 4, rules 3 and 4) ---
 
     def _on_lease(self) -> None:
-        if self.vitals.state is InitState.LEASE_EXPIRED:
+        fresh = self.guard.fresh(self._reactor.now_ns())  # a late grant may be over already
+        if fresh and self.vitals.state is InitState.LEASE_EXPIRED:
             self.vitals.state = InitState.READY
         if not self._timer_set:
             self._set_timer()

@@ -77,6 +77,10 @@ class InstanceTable:
         """All of them, sorted by name."""
         return [self._instances[name] for name in sorted(self._instances)]
 
+    @property
+    def count(self) -> int:
+        return len(self._instances)
+
     def alive_count(self) -> int:
         return sum(1 for instance in self._instances.values() if instance.alive)
 

@@ -140,7 +140,7 @@ class LocalPeer:
                 self.on_notice(op, args)
             else:
                 self.on_request(op, args, lambda answer: self._answer(number, answer))
-        elif done := self._pending.pop(number, None):
+        elif isinstance(number, int) and (done := self._pending.pop(number, None)):
             done(_answer_of(message))
 
     def _answer(self, number: int, answer: Answer) -> None:

@@ -117,7 +117,7 @@ class LogCapture:
         self._reactor = reactor
         self._files = files
         self._open_output = open_output
-        self._open: dict[int, ByteStream] = {}  # by handle
+        self._open: dict[int, tuple[str, ByteStream]] = {}  # by handle: log and stream
 
     def attach(self, log: str, output_fd: int) -> None:
         """Capture until the last writer is gone. -1: this runtime has no output to give."""
@@ -128,11 +128,17 @@ class LogCapture:
         except HalError:
             self.counters["open_failed"] += 1
             return
-        self._open[stream.handle] = stream
+        self._open[stream.handle] = log, stream
         self._watch(log, stream)
 
+    def forget(self, log: str) -> None:
+        """What comes from now on is not wanted: the log is being deleted."""
+        for opened, stream in list(self._open.values()):
+            if opened == log:
+                self._close(stream)
+
     def _watch(self, log: str, stream: ByteStream) -> None:
-        if self._open.get(stream.handle) is stream:
+        if self._open.get(stream.handle) == (log, stream):
             self._reactor.watch(stream.handle, Event.READ, lambda _: self._receive(log, stream))
 
     def _receive(self, log: str, stream: ByteStream) -> None:
@@ -157,5 +163,5 @@ class LogCapture:
         stream.close()
 
     def close(self) -> None:
-        for stream in list(self._open.values()):
+        for _log, stream in list(self._open.values()):
             self._close(stream)

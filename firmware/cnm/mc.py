@@ -128,7 +128,7 @@ class ManagementController:
                 lease_left_ms=self._guard.left_ms(now_ns),
                 agent_age_ms=self._agent_age_ms(now_ns),
                 status_seq=self._table.status_seq,
-                instances=len(self._table.listing()),
+                instances=self._table.count,
             )
         )
 
