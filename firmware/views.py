@@ -15,7 +15,7 @@ from firmware.loop import MS, Loop
 from firmware.placer import Placer
 from firmware.reconciler import Reconciler
 from firmware.workload import Component, instance_name
-from protocol.apf import InstanceState, InstanceStatus, Scope
+from protocol.apf import USAGE_FIELDS, InstanceState, InstanceStatus, Scope
 
 PHASES = {
     InstanceState.STAGING: "STAGING",
@@ -228,6 +228,7 @@ class Views:
                 "state": InstanceState(s.state).name if s.state in PHASES else str(s.state),
                 "pid": s.pid or None,
                 "text": s.text,
+                **_usage(cnm, s),
             }
             for s in sorted(cnm.observed.values(), key=lambda s: s.instance)
         ]
@@ -267,6 +268,21 @@ class Views:
             "silent_ms": None if heard is None else (now_ns - heard) // MS,
             "counters": dict(sorted((link.drops + endpoint.counters).items())),
         }
+
+
+def _usage(cnm: Cnm, status: InstanceStatus) -> dict[str, Any]:
+    """What an instance was measured to use: null and why where it could not be read."""
+    entry = cnm.usage.get(status.instance)
+    if entry is not None and entry.generation != status.generation:
+        entry = None
+    shown: dict[str, Any] = {}
+    for name in USAGE_FIELDS:
+        value = entry.reading(name) if entry is not None else None
+        shown[name] = value
+        if value is None:
+            why = "no report of this generation yet" if entry is None else "not readable there"
+            shown[f"{name}_error"] = why
+    return shown
 
 
 def _health(status: InstanceStatus | None) -> str | None:
