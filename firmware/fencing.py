@@ -55,6 +55,7 @@ class Fencing:
         self._timers: dict[str, Call] = {}
         self._fencing: set[str] = set()  # a FENCING or FENCED record is on its way to the disk
         self._switching: set[str] = set()  # a power request is under way
+        self._off_failed: set[str] = set()  # its power could not be cut: only the wait is left
         self._power_ons: dict[str, deque[int]] = {}
         self.grants = 0
         power.on_change(self._on_slot)
@@ -146,7 +147,8 @@ class Fencing:
         if lease.fence_is_due(now_ns, silent_ns):
             self._begin_fence(cnm, f"both links silent for {silent_ns // MS} ms")
         elif lease.state is LeaseState.FENCING and cnm.id not in self._fencing:
-            proof = lease.fenced_if_proven(now_ns)
+            trust_wait = not lease.power_fence or cnm.id in self._off_failed
+            proof = lease.fenced_if_proven(now_ns, trust_wait=trust_wait)
             if proof is not None:
                 self._finish_fence(cnm, proof.value)
             elif cnm.id not in self._switching and lease.power_fence:
@@ -262,6 +264,8 @@ class Fencing:
                     f"{cnm.id}: power {action.value} failed: {result}",
                     cnm=cnm.id,
                 )
+                if action is PowerAction.OFF:
+                    self._off_failed.add(cnm.id)
                 if action is PowerAction.ON:
                     self._keep_power(cnm)
                 if action is PowerAction.READ:
@@ -269,6 +273,8 @@ class Fencing:
                         POWER_ON_FIRST_NS, lambda: self._switch(cnm, PowerAction.READ)
                     )
                 return
+            if action is PowerAction.OFF:
+                self._off_failed.discard(cnm.id)
             self._take_power(cnm, result)
 
         request = PowerRequest(slot=cnm.config.slot, action=action)

@@ -140,14 +140,18 @@ class CardLease:
         elif self._low_since_ns is None:
             self._low_since_ns = now_ns
 
-    def fenced_if_proven(self, now_ns: int) -> FenceProof | None:
-        """FENCING -> FENCED as soon as one of rule 9 holds; the proof at the change."""
+    def fenced_if_proven(self, now_ns: int, *, trust_wait: bool = True) -> FenceProof | None:
+        """FENCING -> FENCED as soon as one of rule 9 holds; the proof at the change.
+
+        `trust_wait` False: the power is about to be cut, which also covers a guard that was
+        stopped or hung with its module; the wait alone relies on that guard.
+        """
         if self.state is not LeaseState.FENCING:
             return None
         low = self._low_since_ns
         if low is not None and now_ns - low >= self.timing.off_hold_ms * MS:
             self.proof = FenceProof.POWER_LOW
-        elif self._waited(now_ns):
+        elif trust_wait and self._waited(now_ns):
             self.proof = FenceProof.WAITED
         else:
             return None

@@ -131,3 +131,14 @@ def test_silence_suspects_at_its_bound_and_that_is_within_330_ms() -> None:
     assert bound_ns <= 330 * MS
     assert not lease.suspect_if_silent(1_000 * MS + bound_ns - 1)
     assert lease.suspect_if_silent(1_000 * MS + bound_ns)
+
+
+def test_where_power_can_be_cut_the_wait_alone_is_not_enough() -> None:
+    """The guard may have been stopped with its module: cutting the power does not rely on it."""
+    lease = leased()
+    lease.suspect_now()
+    lease.begin_fence()
+    assert lease.fenced_if_proven(W_NS, trust_wait=False) is None
+    lease.on_power(False, W_NS)
+    low_ns = W_NS + TIMING.off_hold_ms * MS
+    assert lease.fenced_if_proven(low_ns, trust_wait=False) is FenceProof.POWER_LOW
