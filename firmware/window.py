@@ -111,6 +111,11 @@ class WindowChannel:
         self._stop()
 
     @property
+    def attached(self) -> bool:
+        """False before `attach`, after `close`, and after the window itself has failed."""
+        return self._attached
+
+    @property
     def tx_gone(self) -> int:
         """Chunks of `tx_put` that the peer has taken, or that a lost connection took along."""
         return self.tx_put - self._tx.outstanding

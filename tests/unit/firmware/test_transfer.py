@@ -3,14 +3,19 @@
 import pytest
 
 from firmware.transfer import LogBytes, TransferError
+from firmware.transfer_pull import QUIET_NS
 from firmware.transfer_push import ACTIVE_MAX, QUEUE_MAX, STALL_NS
 from firmware.transfer_serve import EVICT_NS, IDLE_NS, PARTIALS_MAX, SWEEP_NS
 from hal.errors import StoreFull
 from protocol.apf import (
     ChunkMapRequest,
+    HaveReply,
+    HaveRequest,
     LogReadReply,
     LogReadRequest,
+    OfferReply,
     OfferRequest,
+    OfferState,
     PullRequest,
     Refusal,
     RefusalReason,
@@ -217,10 +222,12 @@ def test_a_push_survives_the_restart_of_the_agent(rig: TransferRig) -> None:
     rig.reactor.run_until(lambda: rig.cnm_blobs.written > 256 * 10)
     rig.kill_cnm()
     rig.reactor.advance(300 * MS)
+    before = rig.card_channel.tx_put
     rig.start_cnm(keep_store=False)
     rig.reactor.run_until(lambda: bool(results))
     assert results == [None]
     assert rig.cnm_blobs.whole[digest] == data
+    assert rig.card_channel.tx_put - before <= 100 + 1  # begun anew at once: one was held
 
 
 def test_a_pull_survives_the_restart_of_the_agent(rig: TransferRig) -> None:
@@ -259,22 +266,21 @@ def test_a_deadline_ends_a_transfer_even_while_it_waits(rig: TransferRig, start:
 
 
 def test_close_ends_everything_that_runs_or_waits(rig: TransferRig) -> None:
-    results = [push(rig, rig.card_blobs.put(rig.blob(9_000)[1])) for _ in range(6)]
-    results += [pull(rig, rig.cnm_blobs.put(rig.blob(9_000)[1])) for _ in range(6)]
+    results = [push(rig, rig.card_blobs.put(rig.blob(90_000)[1])) for _ in range(6)]
+    results += [pull(rig, rig.cnm_blobs.put(rig.blob(90_000)[1])) for _ in range(6)]
+    rig.reactor.run_until(lambda: rig.card_blobs.written > 0)
     logs: list[LogBytes | TransferError] = []
     rig.link.serve(LogReadRequest, lambda body: Refusal(reason=RefusalReason.BUSY))
     rig.sender.read_log("w/c/0", 0, 100, logs.append)
-    rig.reactor.settle()
     rig.sender.close("the CNM is fenced")
     assert [result[0].code for result in results] == ["closed"] * 12
     assert isinstance(logs[0], TransferError)
     rig.reactor.advance(1_000 * MS)
     assert all(len(result) == 1 for result in results)
+    assert not rig.card_blobs.partial
 
 
 def test_a_far_end_that_lies_about_what_it_misses_is_refused(rig: TransferRig) -> None:
-    from protocol.apf import OfferReply, OfferState
-
     rig.link.serve(
         OfferRequest,
         lambda body: OfferReply(state=OfferState.NEED, missing_chunks=2**32 - 1, first_missing=9),
@@ -304,6 +310,123 @@ def test_content_that_does_not_hash_to_its_name_is_never_admitted(rig: TransferR
     assert b"n" * 32 not in rig.cnm_blobs.whole
     assert b"m" * 32 not in rig.card_blobs.whole
     assert not rig.card_blobs.partial
+
+
+def test_a_blob_that_the_far_disk_spoilt_is_sent_once_more(rig: TransferRig) -> None:
+    _, data = rig.blob(2_000)
+    digest = rig.card_blobs.put(data)
+    write, spoilt = rig.cnm_blobs.write_chunk, []
+
+    def spoil(digest: bytes, offset: int, part: bytes) -> None:
+        write(digest, offset, part if spoilt else bytes(len(part)))
+        spoilt.append(offset)
+
+    rig.cnm_blobs.write_chunk = spoil  # type: ignore[method-assign]
+    results = push(rig, digest)
+    rig.reactor.run_until(lambda: bool(results))
+    assert results == [None]
+    assert rig.cnm_blobs.whole[digest] == data
+    assert rig.card_channel.tx_put == 16
+
+
+def test_verify_waits_until_the_ring_was_emptied(rig: TransferRig) -> None:
+    rig.link.one_way_ns = 0
+    rig.reactor.settle()
+    results = push(rig, rig.card_blobs.put(rig.blob(20_000)[1]))
+    rig.reactor.run_until(lambda: bool(results))
+    assert results == [None]
+    assert rig.sender.route.counters["push_rounds"] == 0
+    assert sum(isinstance(body, OfferRequest) for body in rig.link.requests) == 1
+
+
+def test_chunks_that_come_before_the_answer_are_kept(rig: TransferRig) -> None:
+    rig.link.one_way_ns = 50 * MS
+    _, data = rig.blob(5_000)
+    digest = rig.cnm_blobs.put(data)
+    rig.reactor.settle()
+    results = pull(rig, digest)
+    rig.reactor.run_until(lambda: bool(results))
+    assert rig.card_blobs.whole[digest] == data
+    assert len(rig.link.requests) == 1
+
+
+def test_more_early_chunks_than_may_be_kept_are_asked_for_at_once(
+    rig: TransferRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firmware.transfer_pull.EARLY_MAX_BYTES", 1_024)
+    rig.link.one_way_ns = 50 * MS
+    _, data = rig.blob(20_000)
+    digest = rig.cnm_blobs.put(data)
+    rig.reactor.settle()
+    results = pull(rig, digest)
+    rig.reactor.run_until(lambda: bool(results))
+    assert rig.card_blobs.whole[digest] == data
+    asked = [body.first_chunk for body in rig.link.requests if isinstance(body, PullRequest)]
+    assert asked == [0, 4]
+    assert rig.reactor.time_ns < QUIET_NS
+
+
+def test_a_new_card_gets_no_chunks_of_the_pulls_of_the_old_one(rig: TransferRig) -> None:
+    rig.reactor.settle()
+    pull(rig, rig.cnm_blobs.put(rig.blob(256 * 400)[1]))
+    rig.reactor.run_until(lambda: rig.card_blobs.written > 0)
+    rig.sender._puller.close("killed")
+    rig.card_channel._stop()
+    rig.link.lose = lambda: True  # its Cancel does not arrive
+    rig.start_card()
+    rig.reactor.advance(1_000 * MS)
+    assert not rig.receiver._out._serves
+    assert rig.sender.route.counters["rx_unrouted"] == 0
+
+
+def test_chunks_that_do_not_fit_their_object_are_dropped(rig: TransferRig) -> None:
+    assert not isinstance(offer(rig, 7), Refusal)
+    for chunk, length in [(4, 256), (2**32 - 1, 256), (0, 255), (3, 256), (3, 230), (0, 0)]:
+        rig.route._chunk(1, 7, chunk, bytes(length))
+    assert rig.route.counters["rx_bad_chunk"] == 6
+    assert rig.cnm_blobs.written == 0
+    rig.route._chunk(1, 7, 3, bytes(231))  # 999 = 3 x 256 + 231
+    rig.route._chunk(1, 7, 3, bytes(231))
+    assert rig.cnm_blobs.written == 231
+    assert rig.route.counters["rx_chunk_again"] == 1
+
+
+def test_a_newer_offer_of_the_same_object_takes_over_from_the_older(rig: TransferRig) -> None:
+    assert not isinstance(offer(rig, 7), Refusal)
+    request = OfferRequest(
+        ctx=CTX, transfer_id=99, digest=bytes([7]) * 32, size_bytes=999, chunk_bytes=256
+    )
+    rig.route._chunk(1, 7, 0, bytes(256))
+    assert rig.receiver._offer(request) == OfferReply(
+        state=OfferState.PARTIAL, missing_chunks=3, first_missing=1
+    )
+    rig.route._chunk(1, 7, 1, bytes(256))
+    assert rig.route.counters["rx_unrouted"] == 1
+    assert rig.cnm_blobs.written == 256
+    other = OfferRequest(
+        ctx=CTX, transfer_id=99, digest=bytes([8]) * 32, size_bytes=999, chunk_bytes=256
+    )
+    rig.receiver._offer(other)  # the id now stands for another object
+    rig.route._chunk(1, 99, 1, bytes(256))
+    assert rig.receiver._partials[bytes([7]) * 32].missing == 3
+    assert rig.receiver._partials[bytes([8]) * 32].missing == 3
+
+
+def test_another_size_or_chunk_size_begins_the_object_anew(rig: TransferRig) -> None:
+    assert not isinstance(offer(rig, 7), Refusal)
+    rig.route._chunk(1, 7, 0, bytes(256))
+    request = OfferRequest(
+        ctx=CTX, transfer_id=7, digest=bytes([7]) * 32, size_bytes=999, chunk_bytes=128
+    )
+    assert rig.receiver._offer(request) == OfferReply(
+        state=OfferState.NEED, missing_chunks=8, first_missing=0
+    )
+
+
+def test_have_answers_for_each_digest_in_its_place(rig: TransferRig) -> None:
+    digest = rig.cnm_blobs.put(b"here")
+    reply = rig.receiver._have(HaveRequest(digests=(b"a" * 32, digest, b"b" * 32)))
+    assert reply == HaveReply(bits=b"\x02")
 
 
 def offer(rig: TransferRig, number: int) -> object:

@@ -191,6 +191,19 @@ def test_a_broken_header_is_refused_by_name(wire: bytes, code: str) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("kind", HOT)
+@pytest.mark.parametrize(("at", "value", "code"), [(3, 2, "version"), (1, 0, "bad_vendor")])
+@settings(max_examples=3, deadline=None)
+@given(data=st.data())
+def test_fast_paths_look_at_the_header_too(
+    kind: type[Body], at: int, value: int, code: str, data: st.DataObject
+) -> None:
+    wire = encode(data.draw(HOT[kind]), kind=Kind.NOTICE, message_id=0)
+    with pytest.raises(ProtocolError) as caught:
+        decode(patched(wire, at, value))
+    assert caught.value.code == code
+
+
 @given(st.sampled_from(Kind), st.integers(0, 255), st.integers(0, 65535), IDS, st.integers(0, 255))
 def test_the_header_is_as_declared(
     kind: Kind, version: int, opcode: int, message_id: int, status: int
