@@ -256,6 +256,8 @@ class InstanceTable:
                 self._change()
             elif instance.alive and not instance.doom:
                 instance.doom = instance.text = text
+                if instance.state is InstanceState.RUNNING:
+                    instance.state = InstanceState.STOPPING
                 self._change()
                 self._runner.kill(instance)
 

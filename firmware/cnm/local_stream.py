@@ -78,7 +78,7 @@ class LocalPeer:
     def _send(self, message: Args) -> None:
         if self._stream is None:
             return
-        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        line = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
         if len(line) > LINE_LIMIT or len(self._unsent) + len(line) > UNSENT_LIMIT:
             self.close(f"line of {len(line)} B after {len(self._unsent)} B unsent: over the limit")
             return

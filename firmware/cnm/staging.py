@@ -9,20 +9,20 @@ All of it can be done again: a repeated Deploy finds the work under way, a resta
 the work anew for what init holds as STAGING. Manifests are read in slices, one a turn.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 from firmware.cnm.blob_space import BlobSpace
-from firmware.cnm.local_stream import Answer, LocalPeer
+from firmware.cnm.local_stream import Answer, Args, LocalPeer
 from firmware.cnm.prepared_json import prepared_to_json
 from firmware.cnm.records import ALIVE, Prepared, RefusedError, ctx_to_json, key_of
 from firmware.cnm.rootfs import RootfsFactory
-from firmware.cnm.spec import Spec, VolumeMount, read_manifest, read_spec
+from firmware.cnm.spec import Spec, VolumeMount, read_spec
+from firmware.cnm.staging_job import Entries, StagingJob, read_document, read_entries
 from firmware.cnm.volumes import HotTier
 from firmware.endpoint import Deferred
-from firmware.fields import FieldError
-from hal.errors import HalError, StoreFull
-from hal.ports import FileInfo, InstanceSpec, MountSpec, Reactor
+from hal.errors import HalError
+from hal.ports import Reactor
 from protocol.apf import (
     LIST_MAX,
     DeployReply,
@@ -34,13 +34,11 @@ from protocol.apf import (
 )
 
 READ_STEP: Final = 1 << 20
-ENTRIES_A_TURN: Final = 64  # each costs a look into the blob store, about 10 us
 JOBS_LIMIT: Final = 256  # as many as init holds instances
 
-TMPFS: Final = "tmpfs"  # the source that asks a runtime for a fresh one
-
-T = TypeVar("T")
-Entries = list[tuple[FileInfo, bytes]]
+UNSTAGED: Final = frozenset(  # from these Deploy goes on
+    {InstanceState.ABSENT, InstanceState.STAGING, InstanceState.FAILED}
+)
 
 
 class Stager:
@@ -64,7 +62,7 @@ class Stager:
         self.hot_tier = hot_tier
         self.runtimes: tuple[str, ...] = ()
         self._on_end = on_end
-        self._jobs: dict[str, _Job] = {}  # by key; at most JOBS_LIMIT
+        self._jobs: dict[str, StagingJob] = {}  # by key; at most JOBS_LIMIT
 
     @property
     def keys(self) -> set[str]:
@@ -91,7 +89,7 @@ class Stager:
 
     def load_spec(self, digest: bytes) -> Spec:
         """Raises RefusedError."""
-        spec = read(lambda: read_spec(self.load(digest)), f"spec {digest.hex()[:12]}")
+        spec = read_document(lambda: read_spec(self.load(digest)), f"spec {digest.hex()[:12]}")
         if spec.runtime not in self.runtimes:
             text = f"runtime {spec.runtime!r} is not here; here: {', '.join(self.runtimes)}"
             raise RefusedError(RefusalReason.NO_RUNTIME, text)
@@ -125,10 +123,26 @@ class Stager:
         if len(self._jobs) >= JOBS_LIMIT:
             self._tell(name, generation, {"error": f"{JOBS_LIMIT} stagings are under way"})
             return
-        self._jobs[key] = _Job(self, name, generation, key, spec)
+        self._jobs[key] = StagingJob(self, name, generation, key, spec)
         self._jobs[key].begin()
 
-    def ended(self, job: "_Job", result: Prepared | str) -> None:
+    def in_use(self, volume: VolumeMount, instances: Sequence[Args], key: str) -> bool:
+        """Must it be left as it is? Of `held`'s instances, all but the one of `key` are asked."""
+        for held in instances:
+            if held["key"] == key or volume.name not in held["volumes"]:
+                continue
+            if held["state"] in ALIVE:
+                return True
+            if held["state"] == InstanceState.PREPARED:
+                try:
+                    spec = self.load_spec(bytes.fromhex(held["spec"]))
+                except RefusedError:
+                    continue
+                if (volume.name, volume.manifest) in [(v.name, v.manifest) for v in spec.volumes]:
+                    return True
+        return False
+
+    def ended(self, job: StagingJob, result: Prepared | str) -> None:
         """For a job: it is over."""
         del self._jobs[job.key]
         if isinstance(result, str):
@@ -171,6 +185,9 @@ class _Check:
         self._status_seq = int(answer["status_seq"])
         if answer["generation"] == self._request.generation:
             self._state = InstanceState(answer["state"])
+            if self._state not in UNSTAGED:  # equal generation: the answer is the state as it is
+                self._answer_state(self._state, self._status_seq)
+                return
         digest = self._request.spec_digest
         if not self._stager.blobs.wanted(digest):
             self._missing[digest] = None
@@ -224,6 +241,9 @@ class _Check:
             )
         )
 
+    def _answer_state(self, state: InstanceState, status_seq: int) -> None:
+        self._deferred.complete(self._reply(state=state, status_seq=status_seq))
+
     def _checked(self, spec: Spec) -> None:
         if self._missing:
             self._answer_missing()
@@ -240,154 +260,7 @@ class _Check:
             self._deferred.complete(answer.to_refusal())
             return
         state = InstanceState(answer["state"])
-        self._deferred.complete(self._reply(state=state, status_seq=int(answer["status_seq"])))
+        self._answer_state(state, int(answer["status_seq"]))
         if state is InstanceState.STAGING:
             assert self._spec is not None
             self._stager.work(self._request.instance, self._request.generation, self._spec)
-
-
-class _Job:
-    """The work for one generation."""
-
-    def __init__(self, stager: Stager, name: str, generation: int, key: str, spec: Spec) -> None:
-        self.name = name
-        self.generation = generation
-        self.key = key
-        self.spec = spec
-        self._stager = stager
-        self._shared: set[str] = set()  # volumes that an instance which runs has in use
-        self._root = ""
-        self._retried = False
-
-    def begin(self) -> None:
-        self._stager.init.request("held", {}, self._held)
-
-    def _held(self, answer: Answer) -> None:
-        if isinstance(answer, RefusedError):
-            self._stager.ended(self, answer.text)
-            return
-        for held in answer["instances"]:
-            if held["key"] != self.key and held["state"] in ALIVE:
-                self._shared.update(held["volumes"])
-        self._prepare_rootfs()
-
-    def _prepare_rootfs(self) -> None:
-        if not self.spec.layers:
-            self._next_volume(iter(self.spec.volumes))
-            return
-        self._stager.rootfs.submit_prepare(self.spec.layers, self.key, self._on_rootfs)
-
-    def _on_rootfs(self, result: str | HalError) -> None:
-        if isinstance(result, StoreFull) and not self._retried:
-            self._retried = True
-            if self._stager.rootfs.drop_unused_images():
-                self._prepare_rootfs()
-                return
-        if isinstance(result, HalError):
-            self._stager.ended(self, f"image: {result}")
-            return
-        self._root = result
-        self._next_volume(iter(self.spec.volumes))
-
-    def _next_volume(self, volumes: Iterator[VolumeMount]) -> None:
-        volume = next(volumes, None)
-        if volume is None:
-            self._finish()
-            return
-        tier, name = self._stager.hot_tier, volume.name
-
-        def checked_out(result: HalError | None) -> None:
-            if isinstance(result, HalError):
-                self._stager.ended(self, f"volume {name}: {result}")
-            else:
-                self._next_volume(volumes)
-
-        def entries_read(result: Entries | RefusedError) -> None:
-            if isinstance(result, RefusedError):
-                self._stager.ended(self, f"volume {name}: {result.text}")
-            else:
-                tier.submit_checkout(name, result, checked_out)
-
-        if name in self._shared and tier.exists(name):
-            self._next_volume(volumes)
-        elif volume.manifest is not None:
-            read_entries(self._stager, volume.manifest, entries_read, lambda _digest: None)
-        elif tier.exists(name):
-            self._next_volume(volumes)
-        else:
-            tier.submit_checkout(name, (), checked_out)
-
-    def _finish(self) -> None:
-        spec, stager = self.spec, self._stager
-        mounts = [
-            MountSpec(
-                source=stager.hot_tier.path(volume.name),
-                target=volume.target,
-                read_only=volume.read_only,
-            )
-            for volume in spec.volumes
-        ]
-        mounts += [MountSpec(source=TMPFS, target=target) for target in spec.tmpfs]
-        order = InstanceSpec(
-            key=self.key,
-            argv=spec.argv,
-            env=spec.env,
-            cwd=spec.cwd,
-            user=spec.user,
-            hostname=spec.hostname,
-            rootfs=stager.rootfs.path(self._root) if self._root else "",
-            read_only_rootfs=spec.read_only,
-            mounts=mounts,
-            limits=spec.limits,
-            stop_signal=spec.stop_signal,
-        )
-        stager.ended(
-            self,
-            Prepared(
-                runtime=spec.runtime,
-                spec=order,
-                healthcheck=spec.healthcheck,
-                stop_signal=spec.stop_signal,
-            ),
-        )
-
-
-def read_entries(
-    stager: Stager,
-    manifest: bytes,
-    done: Callable[[Entries | RefusedError], None],
-    each: Callable[[bytes], None],
-) -> None:
-    """The entries of a manifest blob, ENTRIES_A_TURN a turn; `each` gets every content digest."""
-    entries: Entries = []
-    what = f"manifest {manifest.hex()[:12]}"
-
-    def step(source: Iterator[tuple[FileInfo, bytes]]) -> None:
-        try:
-            for _ in range(ENTRIES_A_TURN):
-                entry = read(lambda: next(source, None), what)
-                if entry is None:
-                    done(entries)
-                    return
-                entries.append(entry)
-                if entry[1]:
-                    each(entry[1])
-        except RefusedError as exc:
-            done(exc)
-            return
-        stager.reactor.post(lambda: step(source))
-
-    try:
-        source = read(lambda: read_manifest(stager.load(manifest)), what)
-    except RefusedError as exc:
-        done(exc)
-        return
-    step(source)
-
-
-def read(call: Callable[[], T], what: str) -> T:
-    """A document of the card's; what is wrong in it is a RefusedError."""
-    try:
-        return call()
-    except FieldError as exc:
-        raise RefusedError(RefusalReason.BAD_SPEC, f"{what}: {exc}") from exc

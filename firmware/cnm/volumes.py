@@ -1,8 +1,9 @@
 """The hot tier: volumes as directories on the CNM, checked out before a start, scanned at a flush.
 
 A volume lies at `volumes/<name>` for as long as an instance of the table names it, and no longer:
-what the card has not flushed by then it has given up. While an instance that runs uses it, a
-volume is shared as it is, never checked out over (that would pull files from under it).
+what the card has not flushed by then it has given up. While an instance that runs uses it, or one
+is prepared with the same manifest, a volume is shared as it is and never checked out over: that
+would pull files from under it.
 """
 
 import hashlib
@@ -59,6 +60,7 @@ class HotTier:
         self._blobs = blobs
         self._files = files
         self._path_of = path_of
+        self._checkouts: dict[str, list[Done[None]]] = {}  # under way; bounded by the stagings
         self._flushes: OrderedDict[int, _Flush] = OrderedDict()
         self._next_flush = 0
 
@@ -70,12 +72,22 @@ class HotTier:
         return directory_of(volume).removeprefix(f"{VOLUMES}/") in self._files.names(VOLUMES)
 
     def submit_checkout(self, volume: str, entries: Entries, done: Done[None]) -> None:
-        """Make it hold exactly these entries."""
+        """Make it hold exactly these entries. Who asks while it is being checked out gets what the
+        first one asked for: two checkouts of one volume would pull files from under each other."""
+        if volume in self._checkouts:
+            self._checkouts[volume].append(done)
+            return
+        self._checkouts[volume] = [done]
+
+        def finish(result: HalError | None) -> None:
+            for waiter in self._checkouts.pop(volume):
+                waiter(result)
+
         deadline_ns = self._reactor.now_ns() + DEADLINE_MS * MS
         try:
-            self._trees.submit_checkout(entries, self.path(volume), deadline_ns, done)
+            self._trees.submit_checkout(entries, self.path(volume), deadline_ns, finish)
         except HalError as exc:
-            done(exc)
+            finish(exc)
 
     def sweep(self, keep: Collection[str]) -> None:
         """Delete all volumes that are neither kept nor being scanned. Raises HalError."""

@@ -11,6 +11,7 @@ from firmware.loop import MS
 from hal.mock.instance import Behaviour
 from hal.mock.kernel import VirtualKernel
 from hal.mock.program import SIGKILL
+from hal.mock.tree import File
 from protocol.apf import (
     LOG_READ_MAX_BYTES,
     AbortRequest,
@@ -316,8 +317,6 @@ def test_a_volume_in_use_is_shared_and_not_checked_out_over(card) -> None:
     }
     card.run_instance(volumes=[volume])
     disk = card.cnm.slot.disk
-    from hal.mock.tree import File
-
     disk.tree.put("state/volumes/data/live", File(b"live", 0o644))
     card.run_instance("shop/web/1", volumes=[volume])
     assert disk.tree.find("state/volumes/data/live") is not None
@@ -437,3 +436,39 @@ def test_a_full_disk_with_nothing_to_give_is_refused_as_such(card) -> None:
     card.cnm.slot.disk.capacity_bytes = 50_000
     error = card.call(lambda done: card.transfers.push(card.put(b"x" * 100_000), done))
     assert error.code == "no_space"
+
+
+def test_replicas_that_are_staged_together_share_their_volume(card) -> None:
+    empty = {"schema": "apf-volume/1", "entries": []}
+    volume = {
+        "name": "data",
+        "target": "/d",
+        "read_only": False,
+        "manifest": card.put(json.dumps(empty).encode()).hex(),
+    }
+    disk = card.cnm.slot.disk
+    disk.sync_ns = 200 * MS
+    names = [f"shop/web/{index}" for index in range(3)]
+    for name in names[:2]:
+        card.deploy(card.spec(name, volumes=[volume]), name)
+    for name in names[:2]:
+        card.wait_state(InstanceState.PREPARED, name)
+    card.start(names[0])
+    disk.tree.put("state/volumes/data/live", File(b"live", 0o644))
+    card.deploy(card.spec(names[2], volumes=[volume]), names[2])
+    for name in names[1:]:
+        card.wait_state(InstanceState.PREPARED, name)
+        card.start(name)
+        card.wait_state(InstanceState.RUNNING, name)
+    assert disk.tree.find("state/volumes/data/live") is not None
+
+
+def test_a_deploy_of_what_runs_already_asks_for_nothing(card) -> None:
+    spec = card.spec()
+    card.deploy(spec)
+    card.wait_state(InstanceState.PREPARED)
+    card.start()
+    card.wait_state(InstanceState.RUNNING)
+    card.cnm.slot.disk.blobs.clear()
+    again = card.ask(DeployRequest(ctx=card.ctx, instance=NAME, generation=1, spec_digest=spec))
+    assert (again.state, again.missing) == (InstanceState.RUNNING, ())
