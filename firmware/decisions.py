@@ -2,7 +2,8 @@
 
 Everything here was acknowledged by the store: a caller that is told "durable" may act on it, and
 what it sees in `assignments` or `workloads` a power cut does not take back. A decision that the
-store refuses has not been made; the store's failure is said once, and whoever needed it asks again.
+store refuses has not been made; the store's failure is said once, and whoever needed it is asked
+again after a rest: a disk that is full stays full for longer than a turn of the loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +15,11 @@ from firmware.events import EventCode, EventLog
 from firmware.inventory import Cnm
 from firmware.journal import Change, Journal, JournalError, Kind
 from firmware.lease import LeaseState
-from firmware.loop import Loop
+from firmware.loop import MS, Loop
 from firmware.workload import Workload
 
 GENERATION_KEY: Final = "generation"
+REFUSED_REST_NS: Final = 500 * MS  # before what the store refused is decided again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +153,13 @@ class Decisions:
         self._put_cnm(cnm, LeaseState.LEASED, applied, done)
 
     def begin_fence(self, cnm: Cnm, done: Callable[[bool], None]) -> None:
-        """FENCING is irrevocable, so it is on disk before anybody acts on it (rule 8)."""
-        self._put_cnm(cnm, LeaseState.FENCING, lambda: None, done)
+        """FENCING is irrevocable, so it is on disk before anybody acts on it (rule 8). From then
+        on this boot is not "granted" any more: a new admission of it is written anew."""
+
+        def applied() -> None:
+            cnm.granted_durable = b""
+
+        self._put_cnm(cnm, LeaseState.FENCING, applied, done)
 
     def fenced(self, cnm: Cnm, done: Callable[[bool], None]) -> None:
         self._put_cnm(cnm, LeaseState.FENCED, lambda: None, done)
@@ -204,13 +211,20 @@ class Decisions:
                 self._say(error)
             if done is not None:
                 done(error is None)
-            for instance in instances:
-                self.on_assignment(instance)
+            if error is None:
+                self._tell(instances)
+            elif instances:
+                self._loop.call_later(REFUSED_REST_NS, lambda: self._tell(instances))
 
         self.journal.commit(batch, committed)
 
+    def _tell(self, instances: Sequence[str]) -> None:
+        for instance in instances:
+            self.on_assignment(instance)
+
     def _say(self, error: JournalError) -> None:
-        self._events.emit(EventCode.JOURNAL_FAILED, str(error))
+        if error.code != "failed":  # what came of the store's failure, which was said
+            self._events.emit(EventCode.JOURNAL_FAILED, str(error))
 
 
 def moved(assignment: Assignment, **changes: Any) -> Assignment:

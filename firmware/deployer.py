@@ -44,6 +44,7 @@ REST_FIRST_NS: Final = 100 * MS
 REST_MOST_NS: Final = 10_000 * MS
 STAGE_DEADLINE_NS: Final = 900_000 * MS
 FAILURES_KEPT: Final = 8192
+BURIED_KEPT: Final = 8192  # one that fell out costs another REMOVE
 
 JobKey = tuple[str, str, int, str]  # verb, instance, generation, cnm
 
@@ -81,7 +82,8 @@ class Deployer:
         self._volumes = volumes
         self._status = status
         self._kick = kick
-        self._jobs: set[JobKey] = set()
+        self._jobs: dict[JobKey, _Job] = {}
+        self._buried: dict[JobKey, None] = {}  # removals that their module confirmed
         self._failures: dict[JobKey, tuple[int, int, str]] = {}  # count, rest until, text
 
     def ctx(self, cnm: Cnm) -> Ctx:
@@ -91,6 +93,11 @@ class Deployer:
             epoch=self._decisions.epoch,
             boot_id=cnm.boot_id,
         )
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being done on any module."""
+        return not self._jobs
 
     def busy(self, instance: str) -> bool:
         """A job for this instance is under way."""
@@ -105,6 +112,16 @@ class Deployer:
         """Forget failures: the instance has moved on."""
         for key in [key for key in self._failures if key[1] == instance]:
             del self._failures[key]
+
+    def drop_staging(self, instance: str) -> None:
+        """It is not wanted any more: what is being brought for it need not arrive."""
+        for key in [key for key in self._jobs if key[:2] == ("stage", instance)]:
+            self._jobs.pop(key).drop()
+
+    def buried(self, instance: str, place: Place) -> bool:
+        """Its module has confirmed that nothing is left of this generation, and will refuse all
+        that is still on its way to it."""
+        return ("remove", instance, place.generation, place.cnm) in self._buried
 
     # --- the jobs ---
 
@@ -188,14 +205,18 @@ class Deployer:
         rest = self._failures.get(key)
         if rest is not None and self._loop.now_ns() < rest[1]:
             return  # a timer will kick it
-        self._jobs.add(key)
-        work(_Job(self, key, cnm))
+        job = self._jobs[key] = _Job(self, key, cnm)
+        work(job)
 
     def _end(self, key: JobKey, error: str) -> None:
-        self._jobs.discard(key)
+        self._jobs.pop(key, None)
         instance = key[1]
         if not error:
             self._failures.pop(key, None)
+            if key[0] == "remove":
+                self._buried[key] = None
+                while len(self._buried) > BURIED_KEPT:
+                    del self._buried[next(iter(self._buried))]
         else:
             count = self._failures.get(key, (0, 0, ""))[0] + 1
             rest_ns = min(REST_MOST_NS, REST_FIRST_NS << min(count - 1, 10))
@@ -311,6 +332,10 @@ class _Job:
             self._ended = True
             self._deployer._end(self._key, error)  # noqa: SLF001  one idea in two classes
 
+    def drop(self) -> None:
+        """Nobody wants its end any more; answers that still come change nothing."""
+        self._ended = True
+
     def command(self, request: Body) -> None:
         """Send one command; its answer ends the job."""
         self.cnm.agent.request(request, self._on_command)
@@ -338,6 +363,8 @@ class _Job:
         """DEPLOY until nothing is missing."""
 
         def answered(reply: Any) -> None:
+            if self._ended:
+                return
             if isinstance(reply, RequestError):
                 self._on_command(reply)
                 return

@@ -146,6 +146,8 @@ class Fencing:
         silent_ns = cnm.links_silent_ns(now_ns, self._start_ns)
         if lease.fence_is_due(now_ns, silent_ns):
             self._begin_fence(cnm, f"both links silent for {silent_ns // MS} ms")
+        elif lease.state is LeaseState.FENCING and cnm.granted_durable:
+            self._write_fence(cnm, "again: the journal had refused it")
         elif lease.state is LeaseState.FENCING and cnm.id not in self._fencing:
             trust_wait = not lease.power_fence or cnm.id in self._off_failed
             proof = lease.fenced_if_proven(now_ns, trust_wait=trust_wait)
@@ -160,6 +162,13 @@ class Fencing:
         self._inventory.on_change(cnm)
 
     def _begin_fence(self, cnm: Cnm, why: str) -> None:
+        """From here on it can't return; nothing is done to it before that is on disk."""
+        cnm.lease.begin_fence()
+        self._discovery.forget(cnm)
+        self._write_fence(cnm, why)
+        self._inventory.on_change(cnm)
+
+    def _write_fence(self, cnm: Cnm, why: str) -> None:
         if cnm.id in self._fencing:
             return
         self._fencing.add(cnm.id)
@@ -167,12 +176,9 @@ class Fencing:
 
         def durable(good: bool) -> None:
             self._fencing.discard(cnm.id)
-            if not good or cnm.boot_id != boot_id or cnm.lease.state is not LeaseState.SUSPECT:
-                return  # it came back, or booted, while the record was written
-            cnm.lease.begin_fence()
+            if not good or cnm.boot_id != boot_id:
+                return  # the tick asks again, unless another boot has proved this one dead
             self._events.emit(EventCode.CNM_FENCING, f"{cnm.id}: {why}", cnm=cnm.id)
-            self._discovery.forget(cnm)
-            self._inventory.on_change(cnm)
             self._tick(cnm)
 
         self._decisions.begin_fence(cnm, durable)

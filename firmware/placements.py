@@ -118,8 +118,7 @@ class Placements:
         assert place is not None
         self._deployer.settle(instance)
         self._placer.forget(instance)
-        for name in assignment.volumes:
-            self.say_stale(instance, name)
+        self.say_stale(assignment)
         choice = self._placer.choose(assignment.workload, component, instance)
         if isinstance(choice, NoRoom):
             self._events.emit(
@@ -140,16 +139,21 @@ class Placements:
             f"lost with {place.cnm}, goes to ",
         )
 
-    def say_stale(self, instance: str, volume: str) -> None:
-        """A volume goes on from what is safe on the card: say how old that is."""
-        age_ms = self._volumes.age_ms(volume)
-        text = "as it was created" if age_ms is None else f"{age_ms} ms old"
-        self._events.emit(
-            EventCode.VOLUME_STALE,
-            f"{instance}: volume {volume} goes on from the state on the card, {text}",
-            instance=instance,
-            data={"volume": volume, "age_ms": age_ms},
-        )
+    def say_stale(self, assignment: Assignment) -> None:
+        """Its volumes go on from what is safe on the card: say how old that is, unless all that
+        its present generation wrote is there."""
+        place, instance = assignment.place, assignment.instance
+        if place is not None and assignment.flushed >= place.generation:
+            return
+        for volume in assignment.volumes:
+            age_ms = self._volumes.age_ms(volume)
+            text = "as it was created" if age_ms is None else f"{age_ms} ms old"
+            self._events.emit(
+                EventCode.VOLUME_STALE,
+                f"{instance}: volume {volume} goes on from the state on the card, {text}",
+                instance=instance,
+                data={"volume": volume, "age_ms": age_ms},
+            )
 
     def again(self, assignment: Assignment, component: Component, seen: Seen) -> None:
         """It ended and is wanted: a new generation after a pause, where it was if possible."""

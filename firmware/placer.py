@@ -21,6 +21,7 @@ from firmware.allocator import (
     place,
 )
 from firmware.assignments import Assignment
+from firmware.decide import Sight
 from firmware.decisions import Decisions
 from firmware.inventory import Cnm, Inventory
 from firmware.profiler import Profiler, analyze_workload, constraints_of
@@ -155,7 +156,7 @@ class Placer:
             if other.instance != assignment.instance
             and other.place is not None
             and other.ending is None
-            and names & self._volumes_of(other)
+            and names & self._volumes_in(other.instance, other)
         )
 
     def tightness(self, instance: str) -> int:
@@ -184,23 +185,34 @@ class Placer:
         return answer.cnm
 
     def _pins(self, component: Component, instance: str) -> frozenset[str]:
-        """CNMs where a volume of this component is in use: it must go there."""
+        """CNMs where a volume of this component is in use, or is about to be: it must go there.
+
+        A decision that is on its way to the disk is in the books already. A place whose module
+        is gone holds nobody: those who shared the volume there go on together elsewhere."""
         names = {mount.name for mount in component.volumes}
         if not names:
             return frozenset()
-        return frozenset(
-            other.place.cnm
-            for other in self._decisions.assignments.values()
-            if other.instance != instance
-            and other.place is not None
-            and other.ending is None
-            and names & self._volumes_of(other)
-        )
+        pins: set[str] = set()
+        for other in {*self._decisions.assignments, *self._decisions.pending} - {instance}:
+            assignment = self._decisions.assignments.get(other)
+            if not names & self._volumes_in(other, assignment):
+                continue
+            if other in self._decisions.pending:
+                pins.update(self.state.places(other))
+            elif (
+                assignment is not None
+                and assignment.place is not None
+                and assignment.ending is None
+                and self._inventory.look(assignment.place, other).sight is not Sight.GONE
+            ):
+                pins.add(assignment.place.cnm)
+        return frozenset(pins)
 
-    def _volumes_of(self, assignment: Assignment) -> set[str]:
-        component = self._component(assignment)
+    def _volumes_in(self, instance: str, assignment: Assignment | None) -> set[str]:
+        component = self._find(instance)
         mounts = component.volumes if component else ()
-        return {mount.name for mount in mounts} | set(assignment.volumes)
+        writable = assignment.volumes if assignment else ()
+        return {mount.name for mount in mounts} | set(writable)
 
     def _need(self, workload: str, component: Component) -> tuple[Demand, Constraints]:
         """What an instance of this component asks for, with the newest hints."""

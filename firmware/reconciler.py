@@ -12,7 +12,7 @@ from typing import Final
 
 from firmware import decide as steps
 from firmware.assignments import Assignment, Place
-from firmware.decide import Seen, decide
+from firmware.decide import Seen, Sight, decide
 from firmware.decisions import Decisions
 from firmware.deployer import Deployer
 from firmware.events import EventCode, EventLog
@@ -164,8 +164,12 @@ class Reconciler:
         gates = (
             self._gates.unmet(workload, wanted) if wanted is not None and wanted.depends_on else ()
         )
+        if wanted is None:
+            self._deployer.drop_staging(instance)
         action = decide(wanted, assignment, seen, target, gates)
-        self.waiting[instance] = action.reason if isinstance(action, steps.Wait) else ""
+        self.waiting.pop(instance, None)
+        if isinstance(action, steps.Wait) and action.reason:
+            self.waiting[instance] = action.reason
         if not isinstance(action, steps.PlaceIt):
             self.placements.pending.pop(instance, None)
         self._act(instance, action, assignment, component, seen)
@@ -220,6 +224,8 @@ class Reconciler:
                     lambda _good: self._kick_dependents(instance),
                 )
             case steps.Flip():
+                if seen is not None and seen.sight is Sight.GONE:
+                    self.placements.say_stale(assignment)
                 self.migration.flip(assignment)
             case steps.CancelMove(reason=reason):
                 self.migration.cancel(assignment, reason)
@@ -270,14 +276,21 @@ class Reconciler:
             if error and tries < FLUSH_TRIES:
                 return
             if error:  # delete and move always end: the last state that is safe is what is left
-                for name in current.volumes:
-                    self.placements.say_stale(instance, name)
+                self.placements.say_stale(current)
             self._decisions.assign([replace(current, flushed=place.generation)])
 
         self._deployer.flush(instance, place, assignment.volumes, flushed)
 
     def _forget(self, assignment: Assignment) -> None:
+        """Only when its modules have buried it: a DEPLOY or START that is late in a queue would
+        else bring back what nobody knows any more."""
         instance = assignment.instance
+        for place in (assignment.target, assignment.place):
+            if place is None or self._deployer.buried(instance, place):
+                continue
+            if self._inventory.look(place, instance).sight is Sight.CURRENT:
+                self._deployer.remove(instance, place, place.generation, abort=False)
+                return
 
         def forgotten(good: bool) -> None:
             if not good:

@@ -1,7 +1,8 @@
 """What is where it should not be: leftovers and strangers in a module's report (rule 11).
 
 Equal to the assignment is adopted, which is `decide`'s affair; lower is stopped; higher or unknown
-is quarantined and reported. What is dead may be deleted in any case.
+is quarantined and reported. What is dead or was never started may be deleted in any case: the
+target of a move that was taken back has a higher generation than the place.
 """
 
 from typing import Final
@@ -43,12 +44,10 @@ class Sweeper:
         place = Place(cnm=cnm.id, boot_id=cnm.boot_id, generation=status.generation)
         if status.state in DEAD:
             self._deployer.remove(status.instance, place, status.generation, abort=False)
+        elif status.state in (InstanceState.STAGING, InstanceState.PREPARED):
+            self._deployer.remove(status.instance, place, status.generation, abort=True)
         elif newest is not None and status.generation < newest:
-            prepared = status.state in (InstanceState.STAGING, InstanceState.PREPARED)
-            if prepared:
-                self._deployer.remove(status.instance, place, status.generation, abort=True)
-            else:
-                self._deployer.stop(status.instance, place, status.generation, GRACE_MS)
+            self._deployer.stop(status.instance, place, status.generation, GRACE_MS)
         elif (cnm.id, status.instance, status.generation) not in self._reported:
             if len(self._reported) < REPORTED_LIMIT:
                 self._reported.add((cnm.id, status.instance, status.generation))
