@@ -14,6 +14,7 @@ from firmware.discovery import Discovery
 from firmware.endpoint import Endpoint
 from firmware.events import EventCode, EventLog
 from firmware.fencing import Fencing
+from firmware.garbage import Garbage
 from firmware.hostpids import HostPids
 from firmware.images import ImageStore, normal_ref
 from firmware.inventory import Cnm, CnmPorts, CnmState, Inventory
@@ -157,6 +158,9 @@ class Card:
         )
         self.logs = InstanceLogs(self.inventory, self.decisions)
         self.reconciler.placements.settling = self._settling
+        self.garbage = Garbage(
+            loop, ports.blobs, self.images, self.volumes, idle=self._nothing_moves
+        )
         self.inventory.on_change = self.on_cnm_change
 
     def start(self, done: Callable[[JournalError | None], None]) -> None:
@@ -193,6 +197,7 @@ class Card:
         self.reconciler.kick_all(list(self.decisions.assignments))
         for cnm in self.inventory:
             self.rebalancer.drain(cnm)
+        self.garbage.start()
 
     def _open_slot(self, slot: Slot) -> Cnm:
         ports = self._ports.slots[slot.id]
@@ -275,6 +280,9 @@ class Card:
         self.placer.update(cnm)
         self.reconciler.kick_cnm(cnm)
         self.rebalancer.drain(cnm)
+
+    def _nothing_moves(self) -> bool:
+        return self.deployer.idle and not self.volumes.flushing and not self.submitting
 
     def _settling(self) -> str:
         if self.loop.now_ns() - self._start_ns >= SETTLE_NS:
@@ -364,6 +372,7 @@ class Card:
                 "grants": self.fencing.grants,
                 "events": self.events.next_seq - 1,
                 "events_suppressed": self.events.suppressed,
+                "blobs_dropped": self.garbage.dropped,
             },
         }
 

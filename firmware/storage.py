@@ -2,8 +2,9 @@
 
 A volume's state is a manifest blob ("apf-volume/1": entries by path, file contents by digest), so
 bringing one home moves changed files only and checks each of them. The journal names the manifest
-that counts. It is replaced as a whole, and only by the generation that owns the volume or a later
-one (DESIGN section 4, rule 13): a module that was given up cannot write over its successor.
+that counts. It is replaced as a whole, and only by a generation that is the present one of its
+instance (DESIGN section 4, rule 13): a module that was given up cannot write over its successor.
+Instances that share a volume are on one module, so that either of them brings home what both wrote.
 
 First form, behind this small interface: `ensure`, `blobs`, `flush`, `show`.
 """
@@ -86,6 +87,7 @@ class Volumes:
         self._events = events
         self._wall_ns = wall_ns
         self._ctx = ctx
+        self.flushing = 0  # instances whose volumes are on their way home
 
     def ensure(self, names: Sequence[str]) -> list[Change]:
         """The decisions that make volumes exist; for the batch that accepts their workload."""
@@ -144,23 +146,42 @@ class Volumes:
         self, cnm: Cnm, instance: str, generation: int, names: Sequence[str], done: Flushed
     ) -> None:
         """Bring the volumes of an instance home, one after the other."""
-        _Flush(self, cnm, instance, generation, list(names), done).next_volume()
+        self.flushing += 1
+
+        def flushed(error: str) -> None:
+            self.flushing -= 1
+            done(error)
+
+        _Flush(self, cnm, instance, generation, list(names), flushed).next_volume()
 
     def commit(
-        self, name: str, generation: int, digest: bytes, files: int, size: int, done: Flushed
+        self,
+        name: str,
+        instance: str,
+        generation: int,
+        state: VolumeStateReply,
+        done: Flushed,
     ) -> None:
         """Make a checked manifest the one that counts (rule 13)."""
-        record: Any = self._decisions.journal.get(Kind.VOLUME, name)
-        if record is None or record["generation"] > generation:
-            owner = "unknown" if record is None else f"owned by generation {record['generation']}"
-            done(f"volume {name} is {owner}, generation {generation} may not write it")
+        assignment = self._decisions.assignments.get(instance)
+        place = assignment.place if assignment is not None else None
+        present = place.generation if place is not None else None
+        known = self._decisions.journal.get(Kind.VOLUME, name) is not None
+        if not known or assignment is None or name not in assignment.volumes:
+            done(f"volume {name} is not one that {instance} may write")
+            return
+        if present != generation:
+            done(
+                f"volume {name}: {instance} is at generation {present}, generation {generation} "
+                "may not write it any more"
+            )
             return
         value = {
-            "manifest": digest.hex(),
+            "manifest": state.manifest_digest.hex(),
             "generation": generation,
             "flushed_wall_ms": self._wall_ns() // MS,
-            "bytes": size,
-            "files": files,
+            "bytes": state.bytes,
+            "files": state.files,
         }
 
         def committed(error: JournalError | None) -> None:
@@ -315,6 +336,4 @@ class _Flush:
             self._names.pop(0)
             self.next_volume()
 
-        self._volumes.commit(
-            name, self._generation, state.manifest_digest, state.files, state.bytes, committed
-        )
+        self._volumes.commit(name, self._instance, self._generation, state, committed)
