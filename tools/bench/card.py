@@ -16,18 +16,18 @@ from hal.errors import HalError
 from hal.linux.clock import LinuxClock
 from hal.local.client import KeeperControl
 from tools.bench.figures import Unmeasured
-from tools.bench.measure import time_program, with_bytecode
+from tools.bench.measure import ask_program, time_program, with_bytecode
 from tools.bench.timing import MS
 from tools.client import Client
 from tools.compose import load_compose
-from tools.daemon import start_daemon, stop_daemon
+from tools.daemon import live_owners
 from tools.errors import DaemonRefused, DaemonUnreachable, ToolError
 from tools.images import open_image, open_layer
 from tools.paths import Places, find_places
 
 BOARD: Final = "local"
-UP_TIMEOUT_MS: Final = 20_000
-DOWN_TIMEOUT_MS: Final = 30_000
+APF_TIMEOUT_S: Final = 40.0  # `apf up` and `apf down` give up after 30
+EXIT_TIMEOUT_NS: Final = 3_000 * MS
 LEASED_TIMEOUT_MS: Final = 20_000
 POLL_NS: Final = 20 * MS
 CALL_TIMEOUT_MS: Final = 10_000
@@ -222,12 +222,10 @@ def bench_card(say: Callable[[str], None], *, compiled: bool) -> Iterator[BenchC
                 stack.enter_context(with_bytecode(folder / "bytecode"))
                 _compile()
             try:
-                status = start_daemon(
-                    places, BOARD, foreground=False, timeout_ms=UP_TIMEOUT_MS, say=say
-                )
+                status = _apf("up", places, "--board", BOARD)
                 yield BenchCard(places, status, clock, folder)
             finally:
-                stopped = _stop(places, say)
+                stopped = _stop(places, clock, say)
     except ToolError as exc:
         raise Unmeasured(exc.text) from exc
     except HalError as exc:
@@ -263,12 +261,30 @@ def _compile() -> None:
         time_program([sys.executable, "-c", f"import {module}"])
 
 
-def _stop(places: Places, say: Callable[[str], None]) -> bool:
+def _apf(command: str, places: Places, *options: str) -> Json:
+    """`apf up` or `apf down` as a process of its own, so that the card is nobody's child here;
+    the data of its envelope. Raises Unmeasured with its words."""
+    where = ["--run", str(places.run), "--state", str(places.state), "--json"]
+    envelope = ask_program("tools", [command, *options, *where], timeout_s=APF_TIMEOUT_S)
+    data = envelope["data"]
+    assert isinstance(data, dict)
+    return data
+
+
+def _stop(places: Places, clock: LinuxClock, say: Callable[[str], None]) -> bool:
+    """True when nothing of the card is left."""
+    pids = list(live_owners(places).values())
     try:
-        stop_daemon(places, timeout_ms=DOWN_TIMEOUT_MS)
-    except ToolError as exc:
-        say(f"bench: {exc.text}")
+        _apf("down", places)
+    except Unmeasured as exc:
+        say(f"bench: {exc}")
         return False
+    until_ns = clock.now_ns() + EXIT_TIMEOUT_NS
+    while any(live([pid]) for pid in pids):  # down is done; the last of them is on its way out
+        if clock.now_ns() > until_ns:
+            say(f"bench: processes {pids} of {places.run} have not ended")
+            return False
+        clock.wait(clock.now_ns() + POLL_NS)
     return True
 
 
@@ -312,5 +328,12 @@ def cpu_time_ns(pid: int) -> int:
 
 
 def live(pids: Sequence[int]) -> bool:
-    """Whether all of them are there, as the kernel sees it."""
-    return all(Path(f"/proc/{pid}").is_dir() for pid in pids)
+    """Whether all of them run, as the kernel sees it; one that nobody has reaped yet does not."""
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return False
+        if text.rpartition(")")[2].split()[0] in ("Z", "X"):
+            return False
+    return True
