@@ -68,7 +68,7 @@ class CnmSessions:
             doorbell,
             self._loop,
             self._entropy,
-            on_fault=lambda text: self._say(cnm, EventCode.WINDOW_DOWN, text),
+            on_fault=lambda text: self._on_fault(cnm, text),
         )
         cnm.channel = channel
         cnm.transfers = TransferSender(
@@ -94,6 +94,11 @@ class CnmSessions:
             channel.close()
         for part in self._open.pop(cnm.id, ()):
             part.close()
+
+    def _on_fault(self, cnm: Cnm, text: str) -> None:
+        self._say(cnm, EventCode.WINDOW_DOWN, text)
+        if cnm.channel is not None and not cnm.channel.attached:
+            cnm.agent_ready = False  # the port itself failed: discovery opens it anew
 
     def _say(self, cnm: Cnm, code: EventCode, text: str) -> None:
         self._events.emit(code, f"{cnm.id}: {text}", cnm=cnm.id)
