@@ -152,11 +152,12 @@ class Cnm:
         for pid in left:
             kill(pid)
         self.world.run_until(lambda: not any(alive(pid) for pid in left))
+        group = CgroupTree.detect().at(self.config.cgroup)
+        self.world.run_until(lambda: not group.remove())  # zombies hold v1 groups for a while
         self.workers.close()
         self.world.close()
         self.window.close()
         self.doorbell.close()
-        CgroupTree.detect().at(self.config.cgroup).remove()
         for fd in [*self.fds, *self.bells, self.memfd]:
             os.close(fd)
 
