@@ -35,7 +35,8 @@ from protocol.mctp.reassembly import Message
 
 TYPE_CONTROL: Final = 0x00
 TYPE_VENDOR_PCI: Final = 0x7E
-TAGS: Final = 8  # DSP0236: requests outstanding to one peer
+TAGS: Final = 7  # requests outstanding to one peer; DSP0236 has 8 tags
+NOTICE_TAG: Final = 7  # of its own: an urgent grant may go out between the packets of a request
 TIMEOUT_MS: Final = 500
 ATTEMPTS: Final = 3
 REPLY_KEEP_MS: Final = 6_000
@@ -177,7 +178,7 @@ class Endpoint:
     def notify(self, body: Body, *, urgent: bool = False) -> bool:
         """Send a notice; False when the line could not take it."""
         data = encode(body, kind=Kind.NOTICE, message_id=self._take_id(), vendor_id=self._vendor_id)
-        return self.link.send_message(data, tag=0, to=True, urgent=urgent)
+        return self.link.send_message(data, tag=NOTICE_TAG, to=True, urgent=urgent)
 
     def abandon(self, text: str) -> None:
         """End all requests with `RequestLost`: the peer is known to be gone or new."""

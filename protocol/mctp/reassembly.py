@@ -107,6 +107,7 @@ class Reassembler:
             raise ValueError("limits of a reassembler are at least 1")
         self._max_message_bytes = max_message_bytes
         self._max_bytes_by_type = dict(max_bytes_by_type or {})
+        self._least_limit_bytes = min([max_message_bytes, *self._max_bytes_by_type.values()])
         self._max_contexts = max_contexts
         self._max_contexts_per_peer = max_contexts_per_peer
         self._expiry_ns = expiry_ns
@@ -150,7 +151,8 @@ class Reassembler:
             return None
         if key in self._contexts:
             self._lose(key, "superseded")
-        if len(packet) - HEADER_BYTES > self._limit_bytes(kind):
+        size = len(packet) - HEADER_BYTES
+        if size > self._least_limit_bytes and size > self._limit_bytes(kind):
             self._drop("too_long", link, src)
             return None
         return _message(key, packet[HEADER_BYTES:])

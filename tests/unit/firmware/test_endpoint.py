@@ -7,6 +7,7 @@ import pytest
 from firmware.endpoint import (
     ATTEMPTS,
     REPLY_KEEP_MS,
+    TAGS,
     TIMEOUT_MS,
     Deferred,
     Endpoint,
@@ -22,6 +23,8 @@ from hal.mock.kernel import VirtualKernel
 from hal.mock.line import MockLine
 from hal.ports import ByteStream
 from protocol.apf import (
+    HaveReply,
+    HaveRequest,
     Refusal,
     RefusalReason,
     StatusChanged,
@@ -199,7 +202,7 @@ def test_a_full_queue_loses_the_request_and_says_so(ends: Ends) -> None:
         ends.ask()
     ends.kernel.run_for(MS)
     lost = [answer for answer in ends.answers if isinstance(answer, RequestLost)]
-    assert len(lost) == 400 - 8 - 256
+    assert len(lost) == 400 - TAGS - 256
     assert "256" in str(lost[0])
 
 
@@ -250,3 +253,23 @@ def test_abandon_ends_everything_that_waits(ends: Ends) -> None:
     assert all(isinstance(answer, RequestError) for answer in ends.answers)
     ends.kernel.run_for(5_000 * MS)
     assert len(ends.answers) == 12
+
+
+def test_an_urgent_notice_between_the_packets_of_a_request_breaks_neither(ends: Ends) -> None:
+    long = HaveRequest(digests=tuple(bytes([n]) * 32 for n in range(40)))
+    asked, heard = [], []
+    ends.line.buffer_bytes = 100  # a driver that takes a packet and a bit
+
+    def handler(body: HaveRequest) -> HaveReply:
+        asked.append(body)
+        return HaveReply(bits=bytes(5))
+
+    ends.cnm.serve(HaveRequest, handler)
+    ends.cnm.on_notice(StatusChanged, heard.append)
+    for _ in range(9):  # every tag that a request may have
+        ends.ask(long)
+        ends.card.notify(StatusChanged(boot_id=BOOT, status_seq=1), urgent=True)
+    ends.kernel.run_for((TIMEOUT_MS - 50) * MS)
+    assert len(asked) == 9
+    assert len(heard) == 9
+    assert ends.cnm.link.drops["superseded"] == 0
