@@ -90,6 +90,12 @@ def words(buffer: Buffer, *, pure: bool = False) -> Words:
     return PureWords(buffer)
 
 
+def check_word(offset: int, value: int, length: int) -> None:
+    """Raise Refused unless this 32-bit value may be stored at `offset` of `length` bytes."""
+    _check(offset, 4, length)
+    _check_value(value, 4)
+
+
 def _check(offset: int, width: int, length: int) -> None:
     if offset < 0 or offset + width > length:
         raise Refused(f"{width}-byte word at offset {offset} is outside the buffer of {length} B")

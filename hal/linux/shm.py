@@ -5,7 +5,11 @@ maps its own half for writing and the other's read-only, so that not even a bug 
 where only the peer may. A memfd that could shrink would kill its readers with SIGBUS, so one
 without the seals is refused (memfd_create(2), fcntl(2) "File sealing").
 
-Not modelled: PCIe's posted writes and their order, read latency, a link that goes down.
+Behind the halves lies a page with the *gate*, which both ends only read: while its holder (the
+keeper) has it shut, the link of this window is down, as a PCIe device that is gone: reads give all
+ones, writes are lost (DESIGN D11). Every access looks at it, so that a cut is a cut at once.
+
+Not modelled: PCIe's posted writes and their order, read latency.
 """
 
 import contextlib
@@ -23,6 +27,10 @@ Side: TypeAlias = Literal["card", "cnm"]
 WINDOW_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 WINDOW_MIN_BYTES: Final = 2 * mmap.ALLOCATIONGRANULARITY
 WINDOW_MAX_BYTES: Final = 1 << 32
+GATE_BYTES: Final = mmap.ALLOCATIONGRANULARITY  # the last page of the memfd; its first byte counts
+GATE_OPEN: Final = 0
+GATE_SHUT: Final = 1
+_ALL_ONES: Final = 0xFFFF_FFFF
 
 
 def check_window_bytes(size_bytes: int) -> None:
@@ -35,14 +43,14 @@ def check_window_bytes(size_bytes: int) -> None:
 
 
 def create_window_memfd(name: str, size_bytes: int) -> int:
-    """A zeroed, sealed memfd for `ShmWindow`; the caller owns the descriptor."""
+    """A zeroed, sealed memfd for `ShmWindow`, the gate open; the caller owns the descriptor."""
     check_window_bytes(size_bytes)
     try:
         fd = os.memfd_create(f"apf-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as exc:
         raise Unavailable(f"memfd_create for window {name}: {exc}") from exc
     try:
-        os.ftruncate(fd, size_bytes)
+        os.ftruncate(fd, size_bytes + GATE_BYTES)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, WINDOW_SEALS)
     except OSError as exc:
         os.close(fd)
@@ -55,11 +63,13 @@ class ShmWindow:
 
     def __init__(self, memfd: int, side: Side) -> None:
         try:
-            self._half_bytes = _checked_half_bytes(memfd)
+            self._half_bytes = half_bytes_of(memfd)
             first = mmap.mmap(memfd, self._half_bytes, prot=_prot(side == "card"), offset=0)
             second = mmap.mmap(
                 memfd, self._half_bytes, prot=_prot(side == "cnm"), offset=self._half_bytes
             )
+            gate_at = 2 * self._half_bytes
+            self._gate = mmap.mmap(memfd, GATE_BYTES, prot=mmap.PROT_READ, offset=gate_at)
         except OSError as exc:
             raise Unavailable(f"mapping window descriptor {memfd}: {exc}") from exc
         finally:
@@ -90,20 +100,27 @@ class ShmWindow:
         if source.format != "B" or source.ndim != 1:
             source = source.cast("B")
         self._check_range("write", offset, source.nbytes)
-        self._tx[offset : offset + source.nbytes] = source
+        if self._gate[0] == GATE_OPEN:
+            self._tx[offset : offset + source.nbytes] = source
 
     def read(self, offset: int, length: int) -> memoryview:
         self._check_open()
         self._check_range("read", offset, length)
-        return self._rx[offset : offset + length]
+        if self._gate[0] == GATE_OPEN:
+            return self._rx[offset : offset + length]
+        return memoryview(b"\xff" * length)
 
     def publish(self, offset: int, value: int) -> None:
         self._check_open()
-        self._tx_words.store32_release(offset, value)
+        if self._gate[0] == GATE_OPEN:
+            self._tx_words.store32_release(offset, value)
+        else:
+            native.check_word(offset, value, self._half_bytes)
 
     def acquire(self, offset: int) -> int:
         self._check_open()
-        return self._rx_words.load32_acquire(offset)
+        value = self._rx_words.load32_acquire(offset)
+        return value if self._gate[0] == GATE_OPEN else _ALL_ONES
 
     def close(self) -> None:
         """Unmap. Views that `read` gave and that still live keep their half mapped until they
@@ -117,6 +134,7 @@ class ShmWindow:
             view.release()
             with contextlib.suppress(BufferError):  # a reader's view; unmapped with the last one
                 mapping.close()
+        self._gate.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -184,8 +202,8 @@ def _prot(writable: bool) -> int:
     return mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
 
 
-def _checked_half_bytes(memfd: int) -> int:
-    """Half the size, once the seals and the size are what a window needs."""
+def half_bytes_of(memfd: int) -> int:
+    """What each end may write. Raises Refused unless seals and size are what a window needs."""
     try:
         seals = fcntl.fcntl(memfd, fcntl.F_GET_SEALS)
     except OSError as exc:
@@ -195,6 +213,6 @@ def _checked_half_bytes(memfd: int) -> int:
             f"memfd {memfd} has seals {seals:#x}, wanted at least {WINDOW_SEALS:#x} (shrink, grow, "
             "seal): a peer that truncates it would kill its reader"
         )
-    size_bytes = os.fstat(memfd).st_size
+    size_bytes = os.fstat(memfd).st_size - GATE_BYTES
     check_window_bytes(size_bytes)
     return size_bytes // 2

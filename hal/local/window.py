@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hal.errors import HalError, PeerGone
-from hal.linux.shm import EventfdDoorbell, ShmWindow, shm_window_from_fds
+from hal.linux.shm import EventfdDoorbell, ShmWindow, half_bytes_of, shm_window_from_fds
 from hal.local import wire
 from hal.local.client import KeeperClient, KeeperReply, receive_in_time
 from hal.ports import Done
@@ -23,6 +23,11 @@ class WindowFds:
     memfd: int
     bell_rx: int
     bell_tx: int
+
+    @property
+    def half_bytes(self) -> int:
+        """What each end may write. Raises Refused for a descriptor that is no window."""
+        return half_bytes_of(self.memfd)
 
 
 def submit_open_window(

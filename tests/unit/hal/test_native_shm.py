@@ -7,6 +7,9 @@ import pytest
 
 from hal.errors import Refused, Unavailable
 from hal.linux.shm import (
+    GATE_BYTES,
+    GATE_OPEN,
+    GATE_SHUT,
     WINDOW_MIN_BYTES,
     EventfdDoorbell,
     ShmWindow,
@@ -34,7 +37,7 @@ def test_a_sealed_window_can_not_change_its_size(memfd: int) -> None:
             os.ftruncate(memfd, size)
     with pytest.raises(PermissionError):
         fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)  # nor get more seals
-    assert os.fstat(memfd).st_size == SIZE
+    assert os.fstat(memfd).st_size == SIZE + GATE_BYTES
 
 
 @pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW])
@@ -92,8 +95,33 @@ def test_the_peers_half_is_mapped_read_only() -> None:
     window = ShmWindow(create_window_memfd("protection", SIZE), "card")
     with open("/proc/self/maps") as maps:
         rights = sorted(line.split()[1] for line in maps if "memfd:apf-protection" in line)
-    assert rights == ["r--s", "rw-s"]
+    assert rights == ["r--s", "r--s", "rw-s"]  # the peer's half, the gate, our own half
     window.close()
+
+
+def test_a_shut_gate_is_a_link_that_is_down_and_open_again_shows_what_was_there(memfd: int) -> None:
+    card, cnm = ShmWindow(os.dup(memfd), "card"), ShmWindow(os.dup(memfd), "cnm")
+    card.write(64, b"before")
+    card.publish(0, 7)
+    os.pwrite(memfd, bytes([GATE_SHUT]), SIZE)
+    assert cnm.acquire(0) == 0xFFFF_FFFF
+    assert bytes(cnm.read(64, 6)) == b"\xff" * 6
+    card.write(64, b"during")
+    card.publish(0, 8)
+    for use in (
+        lambda: card.publish(1, 0),
+        lambda: card.publish(0, 1 << 32),
+        lambda: card.write(-1, b"x"),
+        lambda: card.read(SIZE, 1),
+        lambda: card.acquire(2),
+    ):
+        with pytest.raises(Refused):
+            use()
+    os.pwrite(memfd, bytes([GATE_OPEN]), SIZE)
+    assert cnm.acquire(0) == 7
+    assert bytes(cnm.read(64, 6)) == b"before"
+    card.close()
+    cnm.close()
 
 
 def test_after_close_the_window_says_so_and_late_views_stay_safe(memfd: int) -> None:
