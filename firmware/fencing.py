@@ -131,6 +131,8 @@ class Fencing:
         due_ns = cnm.lease.next_ns(now_ns)
         if state is not LeaseState.LEASED:
             due_ns = min(due_ns, now_ns + SUSPECT_TICK_NS)
+        if due_ns <= now_ns:  # due, and waiting for the disk or the power: they tick too
+            due_ns = now_ns + SUSPECT_TICK_NS
         self._timers[cnm.id] = self._loop.call_at(due_ns, lambda: self._tick(cnm))
 
     def on_admitted(self, cnm: Cnm) -> None:
