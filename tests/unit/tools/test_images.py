@@ -236,3 +236,27 @@ def test_import_sends_nothing_that_is_there_already(apf, daemon, layout):
     root = layout.index(layout.image())
     assert apf("image", "import", "x:1", str(root), "--arch", "amd64").exit_code == 0
     assert [method for method, _ in daemon.calls] == ["image.begin", "image.commit"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "link"),
+    [
+        ("../x", tarfile.REGTYPE, ""),
+        ("/etc/x", tarfile.REGTYPE, ""),
+        ("a/../../x", tarfile.REGTYPE, ""),
+        ("a", tarfile.SYMTYPE, "/etc"),
+        ("a/b", tarfile.SYMTYPE, "../../etc"),
+        ("d/l", tarfile.SYMTYPE, ".."),  # d is a link to the root of the archive
+        ("d/x", tarfile.REGTYPE, ""),
+    ],
+)
+def test_a_member_that_would_leave_the_archive_refuses_all_of_it(tmp_path, name, kind, link):
+    packed = tmp_path / "evil.tar"
+    with tarfile.open(packed, "w") as tar:
+        for member, linkname in (("manifest.json", ""), ("d", "."), (name, link)):
+            info = tarfile.TarInfo(member)
+            info.type = kind if member == name else tarfile.SYMTYPE if linkname else info.type
+            info.linkname = linkname
+            tar.addfile(info)
+    assert "would leave the archive" in refused(packed)
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.tar"]
