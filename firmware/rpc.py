@@ -41,6 +41,7 @@ MAX_METHOD_CHARS: Final = 64
 MAX_RESPONSE_BYTES: Final = 16 << 20  # 4,000 components in `ps` are about 2 MiB
 
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)  # linear
+_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS: Final = bytes(b for b in range(256) if b not in b"[]{}")
 
 RequestId: TypeAlias = str | int | None
@@ -228,13 +229,14 @@ def complexity(line: bytes) -> str:
     below some 20 ms; a workload of 4,096 instances is far from them."""
     if line.count(b'"') > MAX_QUOTES or line.count(b",") > MAX_COMMAS:
         return f"more than {MAX_QUOTES // 2} strings or {MAX_COMMAS} commas"
-    brackets = _STRING.sub(b"", line).translate(None, _NOT_BRACKETS)
+    # one kind of bracket is enough here: whether they match is the parser's to judge
+    brackets = _STRING.sub(b"", line).translate(_SQUARE, _NOT_BRACKETS)
     if len(brackets) > MAX_BRACKETS:
         return f"more than {MAX_BRACKETS} brackets"
     for _ in range(MAX_DEPTH):
         if not brackets:
             return ""
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")
     return f"brackets that do not close, or more than {MAX_DEPTH} levels of them" * bool(brackets)
 
 
