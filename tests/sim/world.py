@@ -37,6 +37,7 @@ from tests.sim.judge import Judge
 from tests.sim.module import SimModule
 
 SECOND: Final = 1_000_000_000
+STEPS_WITHOUT_TIME: Final = 20_000  # a loop that runs hot shows at once
 DAEMON: Final = "daemon"
 PROGRAM: Final = "firmware.app"
 BOARD: Final = load_board("mock_4", run_dir="/run/apf")
@@ -74,7 +75,7 @@ class World:
     def __init__(self, seed: int = 1, *, board: Board = BOARD, slots: int | None = None) -> None:
         """`slots`: only the first so many of the board's."""
         self.board = replace(board, slots=board.slots[:slots])
-        self.kernel = VirtualKernel(seed)
+        self.kernel = VirtualKernel(seed, step_limit=STEPS_WITHOUT_TIME)
         self.seed = seed
         self.disk = Disk(self.kernel, "card disk")
         self.components: dict[str, Component] = {}  # by instance, of all that was ever submitted
@@ -115,7 +116,7 @@ class World:
     def fail(self, text: str) -> None:
         """Raises, with the seed and the state of the card."""
         rows = json.dumps(self.ps_or_nothing(), indent=1)[:6000]
-        cnms = {c.id: str(c.state) for c in self.card_or_none.inventory} if self.card_or_none else {}
+        cnms = [f"{c.id} {c.state}" for c in self.card.inventory] if self.card_or_none else []
         said = "\n".join(f"  {e.mono_ms} {e.code} {e.text}" for e in self.events[-30:])
         self.judge.fail("not as wanted", f"{text}\n{rows}\n{cnms}\nevents:\n{said}")
 
