@@ -116,6 +116,7 @@ class Supervision:
         self._ever_ready = False
         self._aborting = False
         self._killed_by_us = False
+        self._started_ns = 0
         self._reason = "the card was started"
         self._status = 0
         self._cancel_timer: Callable[[], None] | None = None
@@ -151,6 +152,7 @@ class Supervision:
     def _start_daemon(self) -> None:
         self.phase = Phase.DAEMON
         self._aborting = self._killed_by_us = False
+        self._started_ns = self._reactor.now_ns()
         try:
             self._daemon = self._host.start_daemon(
                 safe=self.safe,
@@ -234,8 +236,10 @@ class Supervision:
         self.phase = Phase.WAITING
         self._reason = reason
         self.restarts += 1
-        slow = _too_many(self._all_deaths, self._reactor.now_ns())
-        delay_ns = self._timing.slow_delay_ns if slow else self._timing.restart_delay_ns
+        now_ns = self._reactor.now_ns()
+        delay_ns = self._timing.restart_delay_ns
+        if _too_many(self._all_deaths, now_ns):  # one that has run for a while has waited already
+            delay_ns = max(delay_ns, self._started_ns + self._timing.slow_delay_ns - now_ns)
         self._after(delay_ns, self._start_daemon)
 
     def _on_keeper_exit(self, status: int) -> None:

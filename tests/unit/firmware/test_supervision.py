@@ -186,13 +186,16 @@ def test_five_crashes_within_a_minute_lead_to_safe_mode_and_slow_starts() -> Non
     assert any("safe mode" in line for line in rig.words)
     rig.ready()
     rig.daemons[-1].exit(1)
+    rig.reactor.advance(TIMING.restart_delay_ns)  # its start was a second ago
+    assert len(rig.daemons) == 7
+    rig.daemons[-1].exit(1)
     rig.reactor.advance(TIMING.slow_delay_ns - MS)
-    assert len(rig.daemons) == 6
+    assert len(rig.daemons) == 7
     rig.reactor.advance(MS)
-    assert rig.starts[6][0] is True
+    assert rig.starts[7][0] is True
     for _ in range(30):  # it is never given up
         die(rig, 1, ready=False)
-    assert len(rig.daemons) == 37
+    assert len(rig.daemons) == 38
 
 
 def test_crashes_that_are_far_apart_are_only_crashes() -> None:
@@ -212,6 +215,28 @@ def test_kills_from_outside_slow_it_down_but_are_not_held_against_the_daemon() -
         die(rig, -9)
     assert not rig.supervision.safe
     assert len(rig.daemons) == 51
+
+
+def test_slowed_down_means_one_start_a_second_not_a_second_more_after_each_death() -> None:
+    rig = Rig()
+    for _ in range(sv.DEATHS_LIMIT):
+        rig.ready()
+        rig.reactor.advance(700 * MS)
+        rig.hear(WATCHDOG="1")
+        rig.daemons[-1].exit(-9)
+        rig.reactor.advance(TIMING.restart_delay_ns)
+    assert len(rig.daemons) == sv.DEATHS_LIMIT  # the next one waits for its second
+    rig.reactor.advance(TIMING.slow_delay_ns - 700 * MS - TIMING.restart_delay_ns - MS)
+    assert len(rig.daemons) == sv.DEATHS_LIMIT
+    rig.reactor.advance(MS)
+    assert len(rig.daemons) == sv.DEATHS_LIMIT + 1
+    for _ in range(3):  # and one that ran longer is back at once
+        rig.ready()
+        rig.reactor.advance(TIMING.slow_delay_ns)
+        rig.daemons[-1].exit(-9)
+        before = len(rig.daemons)
+        rig.reactor.advance(TIMING.restart_delay_ns)
+        assert len(rig.daemons) == before + 1
 
 
 def test_kills_before_it_was_ready_count_as_crashes() -> None:
