@@ -75,38 +75,3 @@ def stream_pair() -> tuple[StreamSocket, int]:
     except OSError as exc:
         raise hal_error(exc, "socketpair") from exc
     return StreamSocket(ours), theirs.detach()
-
-
-class PipeReader:
-    """The read end of a pipe as a `hal.ports.ByteStream` that can't be written: an instance's
-    output (`InstanceHandle.output_fd`). Owns the descriptor."""
-
-    def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, False)
-        os.set_inheritable(fd, False)
-        self._fd = fd
-
-    @property
-    def handle(self) -> int:
-        return self._fd
-
-    def read(self) -> bytes:
-        try:
-            data = os.read(self._fd, READ_LIMIT_BYTES)
-        except BlockingIOError:
-            return b""
-        except OSError as exc:
-            raise LinkDown(f"pipe: read: {exc.strerror}") from exc
-        if not data:
-            raise LinkDown("pipe: every writer is gone")
-        return data
-
-    def write(self, data: Buffer) -> int:
-        """Always raises Refused."""
-        raise Refused(f"write of {len(data)} B to the read end of a pipe")
-
-    def close(self) -> None:
-        """A second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1

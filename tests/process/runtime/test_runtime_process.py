@@ -12,8 +12,8 @@ import pytest
 from firmware.loop import MS
 from hal.errors import DeadlinePassed, HalError, Refused, Unavailable
 from hal.linux.cgroup import CgroupTree
+from hal.linux.pipe import PipeReader
 from hal.linux.runtime_process import ProcessRuntime
-from hal.linux.stream import PipeReader
 from hal.ports import ExitReason, InstanceExit, InstanceLimits, InstanceSpec, MountSpec
 
 pytestmark = pytest.mark.process

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import subprocess
 import threading
 from pathlib import Path
 
@@ -56,6 +57,33 @@ def test_a_damaged_file_is_refused_with_words_and_left_alone(opened, path, until
     with pytest.raises(StoreFailed, match=r"damaged.*left as it is.*Restore"):
         opened()
     assert path.read_bytes() == data
+
+
+def test_damage_among_the_decisions_alone_is_found_at_the_open(opened, path, until) -> None:
+    journal = opened()
+    commit(journal, until, *[put(f"key{n}", bytes(100)) for n in range(300)])
+    journal.close()
+    data = bytearray(path.read_bytes())
+    data[-4096:-4000] = b"\xff" * 96  # one leaf: the schema, and what says the version, are whole
+    path.write_bytes(data)
+    with pytest.raises(StoreFailed, match="damaged"):
+        opened()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_after_a_full_disk_smaller_batches_go_on(loop, until, tmp_path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=True)
+    journal = SqliteJournal(tmp_path / "journal.db", loop)
+    try:
+        assert commit(journal, until, put("a", b"1")) is None
+        big = [put("a", b"2"), *[put(f"big{n}", bytes(400_000)) for n in range(4)]]
+        assert isinstance(commit(journal, until, *big), StoreFull)
+        assert commit(journal, until, put("b", b"3")) is None
+        assert isinstance(commit(journal, until, *big), StoreFull)
+        assert journal.load() == [put("a", b"1"), put("b", b"3")]
+    finally:
+        journal.close()
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no database at all" * 100])
