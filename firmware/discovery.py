@@ -87,7 +87,7 @@ class Discovery:
                 continue  # known already, and on its way out
             elif not cnm.agent_ready:
                 self._ask(cnm, "agent", self._set_agent_eid)
-            elif cnm.lease.state in (LeaseState.NEW, LeaseState.SUSPECT):
+            elif cnm.lease.admissible:
                 self._ask(cnm, "admit", self._read_status)
 
     def forget(self, cnm: Cnm) -> None:

@@ -50,11 +50,12 @@ class CardLease:
         self.proof: FenceProof | None = None
         self._heard_ns = 0  # last heartbeat of this boot
         self._granted_ns = 0  # receipt of the last heartbeat that was granted
+        self._heard_again = False  # since it became SUSPECT
         self._low_since_ns: int | None = None
 
     def restore(self, boot_id: bytes, now_ns: int) -> None:
         """Rule 11: a CNM that the journal calls granted is SUSPECT, W counts from now."""
-        self.state = LeaseState.SUSPECT
+        self._suspect()
         self.boot_id = boot_id
         self._heard_ns = self._granted_ns = now_ns
 
@@ -82,9 +83,17 @@ class CardLease:
         self.proof = FenceProof.NEW_BOOT if had_lease else None
         return self.proof
 
+    @property
+    def admissible(self) -> bool:
+        """It may be admitted once its inventory was read: it is new, or a SUSPECT whose
+        heartbeats have come back. An agent that still answers is no sign of a lease that lives."""
+        if self.state is LeaseState.SUSPECT:
+            return self._heard_again
+        return self.state is LeaseState.NEW
+
     def admit(self, boot_id: bytes, now_ns: int) -> bool:
         """Its inventory was read and "granted" is on disk: grants may start (rules 2 and 11)."""
-        if boot_id != self.boot_id or self.state not in (LeaseState.NEW, LeaseState.SUSPECT):
+        if boot_id != self.boot_id or not self.admissible:
             return False
         if self.state is LeaseState.NEW:
             self._granted_ns = now_ns
@@ -97,6 +106,7 @@ class CardLease:
         if boot_id != self.boot_id:
             return False
         self._heard_ns = now_ns
+        self._heard_again = True
         if self.state is not LeaseState.LEASED:
             return False
         self._granted_ns = now_ns
@@ -108,16 +118,20 @@ class CardLease:
             self.state is LeaseState.LEASED
             and now_ns - self._heard_ns >= silence_ms(self.timing) * MS
         ):
-            self.state = LeaseState.SUSPECT
+            self._suspect()
             return True
         return False
 
     def suspect_now(self) -> bool:
         """Link down, power low, an event: a detection, never a fence (rule 10)."""
         if self.state is LeaseState.LEASED:
-            self.state = LeaseState.SUSPECT
+            self._suspect()
             return True
         return False
+
+    def _suspect(self) -> None:
+        self.state = LeaseState.SUSPECT
+        self._heard_again = False
 
     def fence_is_due(self, now_ns: int, links_silent_ns: int) -> bool:
         """A SUSPECT should be fenced now: W has passed, its power is low, or it can be switched

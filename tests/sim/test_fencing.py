@@ -88,6 +88,8 @@ def test_silence_on_the_mc_link_alone_is_no_reason_to_cut_the_power_before_the_l
     world.modules[before[0]].cut(links=("mc",))
     world.run(4.5)
     assert world.running()[WEB] == before
+    assert world.codes().count("cnm.suspect") == 1
+    assert "cnm.returned" not in world.codes(), "the agent's answers are no heartbeats"
     moved_within(world, before, LEASE_FENCE_S - 4.5)
 
 

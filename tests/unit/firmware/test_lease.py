@@ -51,6 +51,8 @@ def test_rule_7_the_default_wait_is_5600_ms() -> None:
 def test_rule_8_a_suspect_may_return_and_a_fence_can_not_be_taken_back() -> None:
     lease = leased()
     assert lease.suspect_now()
+    assert not lease.admit(BOOT, 40), "an agent that answers is no heartbeat"
+    assert not lease.on_heartbeat(BOOT, 45)
     assert lease.admit(BOOT, 50)
     assert lease.state is LeaseState.LEASED
     lease.suspect_now()
