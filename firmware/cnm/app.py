@@ -96,7 +96,7 @@ def _run_init(config: CnmConfig, keeper_fd: int) -> int:
     children = Children(loop)
     tree = CgroupTree.detect()
     window_fds = _window_fds(keeper_fd)
-    half_bytes = os.fstat(window_fds.memfd).st_size // 2 if window_fds else 0
+    half_bytes = window_fds.half_bytes if window_fds else 0
     registry = Registry(World(reactor=loop))
     init = build_init(
         config,
