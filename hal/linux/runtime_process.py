@@ -41,6 +41,7 @@ from hal.linux.users import find_user
 from hal.ports import Done, InstanceExit, InstanceHandle, InstanceSpec, Reactor
 
 EXECS_LIMIT: Final = 64
+EXEC_KILLS: Final = 20  # rounds; what forks faster than that is left to the instance's own end
 _SIGKILL: Final = 9
 
 
@@ -253,10 +254,8 @@ class ProcessRuntime(RuntimeBase):
         def kill() -> None:
             nonlocal late
             late = True
-            for member in session_pids(child.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(member, _SIGKILL)
             child.kill(_SIGKILL)
+            self._kill_session(child.pid)
 
         try:
             child = self._children.watch(spawn_stub(config, output.write_fd, []), ended)
@@ -266,6 +265,18 @@ class ProcessRuntime(RuntimeBase):
         output.started()
         self._execs += 1
         cancel = self._reactor.call_at(deadline_ns, kill)
+
+    def _kill_session(self, session: int, tries: int = EXEC_KILLS) -> None:
+        """Once is not enough: a member may fork between being listed and being killed."""
+        members = session_pids(session)
+        for member in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, _SIGKILL)
+        if members and tries:
+            self._reactor.call_at(
+                self._reactor.now_ns() + POLL_FIRST_NS,
+                lambda: self._kill_session(session, tries - 1),
+            )
 
     def _fail(self, instance: Instance, error: HalError) -> None:
         """Kill it, clean up, and only then tell: the key is free again."""

@@ -64,7 +64,7 @@ def test_damage_among_the_decisions_alone_is_found_at_the_open(opened, path, unt
     commit(journal, until, *[put(f"key{n}", bytes(100)) for n in range(300)])
     journal.close()
     data = bytearray(path.read_bytes())
-    data[-4096:-4000] = b"\xff" * 96  # one leaf: the schema, and what says the version, are whole
+    data[-4096:-4000] = bytes(96)  # one leaf: the schema, and what says the version, are whole
     path.write_bytes(data)
     with pytest.raises(StoreFailed, match="damaged"):
         opened()
