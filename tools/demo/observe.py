@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TICKS_FIELD: Final = 22  # of /proc/PID/stat, proc(5)
+TOKEN: Final = "DEMO_TOKEN"  # noqa: S105  (a variable's name; it tells one demo from another)
+STATE_FIELD: Final = 3  # of /proc/PID/stat, proc(5); the fields behind the name in parentheses
+SESSION_FIELD: Final = 6
+TICKS_FIELD: Final = 22
+CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +28,23 @@ class Seen:
     instance: str
     cgroup: str
     argv: tuple[str, ...]
+    session: int = 0
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state on, or None when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else fields
 
 
 def start_ticks(pid: int) -> int | None:
     """When a process was started, or None when it is gone (or a zombie)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else int(fields[TICKS_FIELD - 3])
+    fields = _stat(pid)
+    return None if fields is None else int(fields[TICKS_FIELD - STATE_FIELD])
 
 
 def environment(pid: int) -> Mapping[str, str]:
@@ -46,6 +57,15 @@ def environment(pid: int) -> Mapping[str, str]:
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, _, value in pairs}
 
 
+def command_line(pid: int) -> tuple[str, ...]:
+    """Its argv; empty when it can't be read."""
+    try:
+        data = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(part.decode(errors="replace") for part in data.rstrip(b"\0").split(b"\0"))
+
+
 def cgroup_of(pid: int) -> str:
     """Its v2 cgroup ("0::" line of /proc/PID/cgroup); "" when it has none or is gone."""
     try:
@@ -55,31 +75,31 @@ def cgroup_of(pid: int) -> str:
     return next((line[3:] for line in lines if line.startswith("0::")), "")
 
 
-def _pids() -> Iterator[int]:
+def pids() -> Iterator[int]:
+    """Every process that /proc shows."""
     yield from (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def processes(under: str = "") -> list[Seen]:
-    """Every live process of an instance, below the v2 cgroup `under`."""
+def processes(under: str = "", token: str = "") -> list[Seen]:
+    """Every live process of an instance, below the v2 cgroup `under`; with a token only those
+    that carry it, wherever they are."""
     found = []
-    for pid in _pids():
-        instance = environment(pid).get("APF_INSTANCE", "")
-        if not instance:
+    for pid in pids():
+        variables = environment(pid)
+        instance = variables.get("APF_INSTANCE", "")
+        if not instance or (token and variables.get(TOKEN) != token):
             continue
-        cgroup, ticks = cgroup_of(pid), start_ticks(pid)
-        if ticks is None or not cgroup.startswith(under):
-            continue
-        try:
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        except OSError:
+        cgroup, fields = cgroup_of(pid), _stat(pid)
+        if fields is None or not cgroup.startswith(under):
             continue
         found.append(
             Seen(
                 pid=pid,
-                start_ticks=ticks,
+                start_ticks=int(fields[TICKS_FIELD - STATE_FIELD]),
                 instance=instance,
                 cgroup=cgroup,
-                argv=tuple(part.decode(errors="replace") for part in argv),
+                argv=command_line(pid),
+                session=int(fields[SESSION_FIELD - STATE_FIELD]),
             )
         )
     return found
@@ -87,28 +107,46 @@ def processes(under: str = "") -> list[Seen]:
 
 def copies(instance: str, under: str = "") -> set[str]:
     """The cgroups in which processes of an instance live: more than one is a second copy."""
-    return {_own_cgroup(seen.cgroup) for seen in processes(under) if seen.instance == instance}
+    return {own_cgroup(seen.cgroup) for seen in processes(under) if seen.instance == instance}
 
 
-def _own_cgroup(cgroup: str) -> str:
+def own_cgroup(cgroup: str) -> str:
     """The instance's cgroup: `/apf/RUN/CNM/i-KEY`, whatever it made below that."""
     return "/".join(cgroup.split("/")[:5])
 
 
+def cnm_of(cgroup: str) -> str:
+    """The CNM's part of `/apf/RUN/CNM/...`; "" when it is none of ours."""
+    parts = cgroup.split("/")
+    return parts[3] if len(parts) > 3 and parts[1] == "apf" else ""
+
+
 def namespace_pid(pid: int) -> int | None:
     """The pid that a process has in its innermost pid namespace; 1 for a cnm-init."""
+    numbers = _namespace_pids(pid)
+    return numbers[-1] if numbers else None
+
+
+def pid_in(pid: int, init_pid: int) -> int:
+    """The pid that a process has in the pid namespace of a cnm-init; 0 when it has none there."""
+    depth = len(_namespace_pids(init_pid))
+    numbers = _namespace_pids(pid)
+    return numbers[depth - 1] if 0 < depth <= len(numbers) else 0
+
+
+def _namespace_pids(pid: int) -> list[int]:
+    """The NSpid line of /proc/PID/status, outermost first."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return None
-    line = next((line for line in lines if line.startswith("NSpid:")), "")
-    return int(line.split()[-1]) if line else None
+        return []
+    line = next((line for line in lines if line.startswith("NSpid:")), "NSpid:")
+    return [int(word) for word in line.split()[1:]]
 
 
 def cgroup_dirs(relative: str) -> list[Path]:
     """Directories of a cgroup that exist, in every hierarchy that is mounted."""
-    base = Path("/sys/fs/cgroup")
-    roots = [base, *(path for path in base.iterdir() if path.is_dir())] if base.is_dir() else []
+    roots = [CGROUP_ROOT, *(path for path in CGROUP_ROOT.iterdir() if path.is_dir())]
     return [root / relative.lstrip("/") for root in roots if (root / relative.lstrip("/")).is_dir()]
 
 

@@ -1,0 +1,15 @@
+"""How a step ends when what it claims is not so."""
+
+
+class StepFailed(Exception):
+    """`text`: what was wanted, and what was seen instead."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+def hold(condition: object, text: str) -> None:
+    """Raises StepFailed with `text` unless the condition is true."""
+    if not condition:
+        raise StepFailed(text)

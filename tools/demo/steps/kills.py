@@ -1,0 +1,91 @@
+"""`agent killed`, `daemon killed`: what runs does not notice."""
+
+import os
+import signal
+from typing import Final
+
+from tools.demo import observe_card
+from tools.demo.context import SHOP, Context
+from tools.demo.errors import hold
+from tools.demo.runner import Proofs
+from tools.errors import ToolError
+
+LEDGER: Final = f"{SHOP}/ledger/0"
+AFTER: Final = "after"
+
+
+def agent_killed(context: Context) -> Proofs:
+    """The agent of the ledger's CNM: its log is read through that agent."""
+    cnm = context.rows()[LEDGER].cnm
+    before = context.alive()
+    old = observe_card.by_cnm(context.demo.run, observe_card.AGENT)[cnm]
+    timer = context.timer()
+    os.kill(old.pid, signal.SIGKILL)
+
+    def another() -> observe_card.CardProcess | None:
+        found = observe_card.by_cnm(context.demo.run, observe_card.AGENT).get(cnm)
+        return found if found is not None and found.pid != old.pid else None
+
+    new = context.wait(f"another agent of {cnm}", another)
+    yield f"kill -9 {old.pid} (agent of {cnm}); agent {new.pid} after {timer.ms} ms"
+    yield _log_grows(context)
+    yield untouched(context, before)
+
+
+def daemon_killed(context: Context) -> Proofs:
+    """Managed again by another daemon; every process is the one that it was."""
+    before = context.alive()
+    epoch = int(context.apf.ask("status")["epoch"])
+    old = observe_card.one(context.demo.run, observe_card.DAEMON)
+    hold(old, "there is not exactly one daemon process in /proc")
+    assert old is not None
+    timer = context.timer()
+    os.kill(old.pid, signal.SIGKILL)
+    lost: list[str] = []
+
+    def managed() -> bool:
+        now = context.alive()
+        lost.extend(name for name in before if now.get(name) != before[name])
+        try:
+            status = context.apf.ask("status")
+            cnms = context.apf.cnms()
+        except ToolError:
+            return False
+        return status["epoch"] > epoch and all(c["state"] == "LEASED" for c in cnms.values())
+
+    context.wait("another daemon that grants every lease", managed)
+    new = observe_card.one(context.demo.run, observe_card.DAEMON)
+    hold(new and new.pid != old.pid, "there is no other daemon process in /proc")
+    hold(not lost, f"{', '.join(sorted(set(lost)))} changed while no daemon was there")
+    number = new.pid if new else 0
+    yield f"kill -9 {old.pid}; daemon {number}, epoch {epoch + 1}, all leased after {timer.ms} ms"
+    context.wait_up(context.services())
+    yield untouched(context, before)
+    file = str(context.compose("hello"))
+    context.apf.call("submit", file, "--name", AFTER, timeout_ms=context.patience_ms)
+    row = context.wait_up([f"{AFTER}/hello/0"], AFTER)[f"{AFTER}/hello/0"]
+    yield f"another workload runs: process {row.pid} on {row.cnm}"
+    context.apf.call("rm", AFTER, "--wait", timeout_ms=context.patience_ms)
+
+
+def untouched(context: Context, before: dict[str, dict[int, int]]) -> str:
+    """The same pids with the same start times. Raises StepFailed."""
+    now = context.alive()
+    changed = [name for name in before if now.get(name) != before[name]]
+    hold(not changed, f"{', '.join(changed)}: other processes than before")
+    context.agree(context.rows())
+    return f"the {len(before)} instances are the same processes, by pid and start time"
+
+
+def _log_grows(context: Context) -> str:
+    """The new agent serves: more of the ledger's log can be read."""
+
+    def length() -> int:
+        try:
+            return len(context.apf.log(LEDGER))
+        except ToolError:
+            return 0  # nobody serves it at the moment
+
+    seen = context.wait("the ledger's log through the new agent", length)
+    context.wait("more of the ledger's log", lambda: length() > seen)
+    return "the log of the ledger is served again, and grows"
