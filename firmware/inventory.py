@@ -11,7 +11,7 @@ from typing import Protocol
 
 from firmware.assignments import Place
 from firmware.board_types import Slot
-from firmware.decide import Seen, Sight
+from firmware.decide import LIVE, Seen, Sight
 from firmware.endpoint import Endpoint
 from firmware.lease import CardLease, LeaseState
 from firmware.transfer import TransferSender
@@ -176,6 +176,17 @@ class Inventory:
         if not cnm.current:
             return Seen(sight=Sight.UNSURE)
         return Seen(sight=Sight.CURRENT, status=cnm.observed.get(instance), draining=cnm.draining)
+
+    def left_behind(self, instance: str) -> list[Place]:
+        """Where something dead or never started of `instance` still lies, as the newest reports
+        say: after a move, its source."""
+        places = []
+        for cnm in self._cnms.values():
+            status = cnm.observed.get(instance) if cnm.current else None
+            if status is not None and status.state not in LIVE:
+                generation = status.generation
+                places.append(Place(cnm=cnm.id, boot_id=cnm.boot_id, generation=generation))
+        return places
 
 
 def _not_before(seq: int, other: int) -> bool:

@@ -285,7 +285,8 @@ class Reconciler:
         """Only when its modules have buried it: a DEPLOY or START that is late in a queue would
         else bring back what nobody knows any more."""
         instance = assignment.instance
-        for place in (assignment.target, assignment.place):
+        left = self._inventory.left_behind(instance)
+        for place in (assignment.target, assignment.place, *left):
             if place is None or self._deployer.buried(instance, place):
                 continue
             if self._inventory.look(place, instance).sight is Sight.CURRENT:
