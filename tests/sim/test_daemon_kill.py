@@ -13,8 +13,8 @@ from tests.sim.module import fence_by
 from tests.sim.world import World
 
 APP = layer({"bin/app": bytes(400_000)})
-BUSY_MS = 1_500  # how long the busy part of `busy_world` takes
 INSTANTS = 50
+APART_S = 0.004  # so that they cover `make_busy`, which takes some 150 ms
 
 
 def busy_world(seed: int) -> World:
@@ -43,8 +43,7 @@ def make_busy(world: World) -> None:
 def test_killed_at_any_instant_of_a_busy_run_the_daemon_finds_all_as_it_was(instant: int) -> None:
     world = busy_world(seed=100 + instant)
     make_busy(world)
-    # close together where the most happens, and wider apart towards the end
-    world.run(BUSY_MS / 1000 * (instant / INSTANTS) ** 2)
+    world.run(APART_S * (instant + world.kernel.rng("instant").random()))
     at_kill = world.running()
     world.restart_daemon(0.3)
     world.wait_leased(limit_s=2)

@@ -38,6 +38,8 @@ from tests.sim.module import SimModule
 
 SECOND: Final = 1_000_000_000
 STEPS_WITHOUT_TIME: Final = 20_000  # a loop that runs hot shows at once
+LOOK_NS: Final = 20_000_000  # between two looks at whether the card is at rest
+CALM_LOOK_NS: Final = 200_000_000
 DAEMON: Final = "daemon"
 PROGRAM: Final = "firmware.app"
 BOARD: Final = load_board("mock_4", run_dir="/run/apf")
@@ -333,24 +335,14 @@ class World:
 
     def settle(self, limit_s: float = 90, *, stays_s: float = 2.0) -> float:
         """Run until the card is at rest and stays so; the virtual seconds until then."""
-        took_s = 0.0
-        while True:
-            took_s += self._until_settled(limit_s - took_s)
-            end_ns = self.kernel.now_ns + int(stays_s * SECOND)
-            calm = not self.kernel.run_until(
-                lambda: bool(self.unsettled()), end_ns - self.kernel.now_ns
-            )
-            if calm:
-                return took_s
-            took_s += stays_s
-
-    def _until_settled(self, limit_s: float) -> float:
-        start_ns = self.kernel.now_ns
-        end_ns = start_ns + int(limit_s * SECOND)
-        while True:  # looked at each 10 ms: it is far dearer than a step
+        start_ns = calm_since_ns = self.kernel.now_ns
+        while True:  # looked at now and then: it is far dearer than a step
             why = self.unsettled()
-            if not why:
-                return (self.kernel.now_ns - start_ns) / SECOND
-            if self.kernel.now_ns >= end_ns:
-                self.fail(f"not at rest within {limit_s:.0f} s: {why}")
-            self.kernel.run_for(10_000_000)
+            now_ns = self.kernel.now_ns
+            if why:
+                calm_since_ns = now_ns + LOOK_NS
+                if now_ns - start_ns >= limit_s * SECOND:
+                    self.fail(f"not at rest within {limit_s:.0f} s: {why}")
+            elif now_ns - calm_since_ns >= stays_s * SECOND:
+                return (calm_since_ns - start_ns) / SECOND
+            self.kernel.run_for(LOOK_NS if why else CALM_LOOK_NS)
