@@ -49,6 +49,7 @@ class Link:
         self._reactor = reactor
         self._open_stream = open_stream
         self._stream: ByteStream | None = None
+        self._rx_bytes = self._rx_packets = 0  # plain: they grow with every packet
         self._deframer = SerialDeframer()
         self._reassembler = Reassembler()
         self._queue: deque[bytes] = deque()
@@ -65,8 +66,9 @@ class Link:
 
     @property
     def drops(self) -> Counter[str]:
-        """What was dropped, by reason, over all layers of this link."""
-        return self._deframer.drops + self._reassembler.drops + self.counters
+        """What was dropped, by reason, over all layers of this link, beside what was taken."""
+        taken = Counter(rx_bytes=self._rx_bytes, rx_packets=self._rx_packets)
+        return self._deframer.drops + self._reassembler.drops + self.counters + taken
 
     def send_message(self, data: bytes, *, tag: int, to: bool, urgent: bool = False) -> bool:
         """Queue a whole message, type byte first; False when the line is down or the queue full.
@@ -127,7 +129,7 @@ class Link:
                 return
             if not data:
                 return
-            self.counters["rx_bytes"] += len(data)
+            self._rx_bytes += len(data)
             now_ns = self._reactor.now_ns()
             for packet in self._deframer.feed(data):
                 self._on_packet(packet, now_ns)
@@ -140,7 +142,7 @@ class Link:
             return
         message = self._reassembler.feed(packet, link=self.name, now_ns=now_ns)
         self.last_rx_ns = now_ns
-        self.counters["rx_packets"] += 1
+        self._rx_packets += 1
         if message is not None:
             self.on_message(message)
 

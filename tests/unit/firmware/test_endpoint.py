@@ -213,7 +213,7 @@ def test_notices_arrive_and_are_not_answered(ends: Ends) -> None:
     assert ends.cnm.notify(notice)
     ends.kernel.run_for(50 * MS)
     assert heard == [notice]
-    assert ends.cnm.link.counters["rx_packets"] == 0
+    assert ends.cnm.link.drops["rx_packets"] == 0
 
 
 def test_a_line_that_hangs_up_is_opened_again_and_the_request_survives(ends: Ends) -> None:
