@@ -1,5 +1,10 @@
-"""A real card on this machine for one test: `apf up` in places of its own, watched from outside."""
+"""A real card on this machine for tests: `apf up` in places of its own, watched from outside.
 
+Asking is done over the card's socket, as `apf` does it, but without a process for each question;
+`LocalCard.apf` runs the command itself where the command is what is judged.
+"""
+
+import copy
 import json
 import os
 import shutil
@@ -8,20 +13,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from hal.local.client import KeeperControl
+from tools.client import Client
 from tools.demo import observe
+from tools.errors import ToolError
 
 ROOT = Path(__file__).parents[2]
+APPLETS = ("sh", "sleep", "echo", "cat", "mkdir", "mv", "test", "id", "dd")
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), "")
+
+
+def say(text: str) -> None:
+    """A figure for whoever reads the run (`pytest -s`, or a failure's report)."""
+    sys.stdout.write(text + "\n")
 
 
 class LocalCard:
     """`apf` as a person would use it. Every wait has a deadline that fails with what is there."""
 
-    def __init__(self, board: str = "local", board_text: str = "") -> None:
+    def __init__(
+        self, board: str = "local", board_text: str = "", env: Mapping[str, str] | None = None
+    ) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="apf-t-"))
         self.run, self.state = self.place / "run", self.place / "state"
         self.env = os.environ | {
@@ -29,11 +46,21 @@ class LocalCard:
             "APF_STATE": str(self.state),
             "NO_COLOR": "1",
         }
+        self.env |= env or {}
         self.board = board
+        self._client: Client | None = None
+        self._keeper: KeeperControl | None = None
         if board_text:
             file = self.place / "board.toml"
             file.write_text(board_text)
             self.board = str(file)
+
+    @classmethod
+    def of(cls, card: Self) -> Self:
+        """Another user of the same card, with a connection of its own, for another thread."""
+        other = copy.copy(card)
+        other._client = other._keeper = None
+        return other
 
     # --- the command ---
 
@@ -56,7 +83,18 @@ class LocalCard:
         document = json.loads(done.stdout) if done.stdout.strip() else {}
         return document.get("data", document) if done.returncode == 0 else document
 
-    def up(self) -> "LocalCard":
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """`apf WORDS` in the background, stdout as text; the caller ends it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "tools", *words],
+            cwd=ROOT,
+            env=self.env | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def up(self) -> Self:
         self.run.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
         self.apf("up", "--board", self.board)
@@ -64,12 +102,49 @@ class LocalCard:
 
     def close(self) -> None:
         """Stop everything, judge that nothing is left, remove the places."""
+        root = self.cgroup_root()
+        left: list[str] = []
         try:
+            self.hang_up()
+            if self._keeper is not None:
+                self._keeper.close()
             self.apf("down", code=None)
+            left = self.leftovers(root)
         finally:
             for name in ("supervisor", "daemon", "keeper"):
                 self._kill_leftover(name)
+            self._kill_cgroup(root)
             shutil.rmtree(self.place, ignore_errors=True)
+        assert not left, f"after `apf down` there is left: {left}"
+
+    def leftovers(self, root: str = "") -> list[str]:
+        """What a card that is down must not leave: processes, cgroups, mounts, in words."""
+        root = root or self.cgroup_root()
+        found = [f"process {seen}" for seen in observe.processes(root)]
+        found += [f"cgroup {path}" for path in observe.cgroup_dirs(root)]
+        return found + [f"mount {point}" for point in self.mounts()]
+
+    def mounts(self, below: str = "") -> list[str]:
+        """Mount points in this card's places that the host sees."""
+        place = f"{self.place}/{below}"
+        points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        return [point for point in points if point.startswith(place)]
+
+    def left_in_modules(self) -> list[str]:
+        """Containers and cgroups of instances in any module that runs, in words."""
+        found = []
+        for cnm in self.cnms().values():
+            states = observe.runc_states(cnm["init_pid"], cnm["runc_root"])
+            found += [f"{cnm['id']}: container {state['id']} {state['status']}" for state in states]
+            below = {path for top in observe.cgroup_dirs(cnm["cgroup"]) for path in top.iterdir()}
+            names = {path.name for path in below if path.is_dir()}
+            found += [f"{cnm['id']}: cgroup {name}" for name in names - {"init", "agent"}]
+        return found
+
+    def _kill_cgroup(self, root: str) -> None:
+        for directory in observe.cgroup_dirs(root):
+            if (directory / "cgroup.kill").exists():
+                (directory / "cgroup.kill").write_text("1")
 
     def _kill_leftover(self, name: str) -> None:
         try:
@@ -80,21 +155,72 @@ class LocalCard:
         if str(self.run) in words:
             os.kill(pid, signal.SIGKILL)
 
+    # --- asking ---
+
+    def call(self, method: str, *, fds: Sequence[int] = (), **params: object) -> Any:
+        """One request over the socket. Raises ToolError; a dead connection is not kept."""
+        if self._client is None:
+            self._client = Client(self.run / "apf.sock", timeout_ms=30_000)
+        try:
+            return self._client.call(method, params, fds=fds)
+        except ToolError as exc:
+            if exc.exit_code != 3:  # not a refusal: what comes next may be a late answer
+                self.hang_up()
+            raise
+
+    def hang_up(self) -> None:
+        """Close the connection; the next question opens another."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def status(self) -> dict[str, Any] | None:
+        """What `apf status` shows, or None when no daemon answers."""
+        try:
+            found: dict[str, Any] = self.call("status")
+        except ToolError:
+            return None
+        return found
+
+    def managing(self) -> dict[str, Any] | None:
+        """The status of a daemon that is ready and leases every module, else None."""
+        status = self.status()
+        good = status and status["ready"] and status["leased"] == sum(status["cnms"].values())
+        return status if good else None
+
+    def keeper(self) -> KeeperControl:
+        """The keeper's own socket, where faults are armed."""
+        if self._keeper is None:
+            self._keeper = KeeperControl(self.run)
+        return self._keeper
+
+    def events(self, *codes: str) -> list[dict[str, Any]]:
+        """Events so far, those with one of `codes`."""
+        with Client(self.run / "apf.sock") as client:
+            last = client.call("events.subscribe", {"since_seq": 0})["next_seq"] - 1
+            found: list[dict[str, Any]] = []
+            for note in client.notifications(timeout_ms=2_000) if last else ():
+                found.append(note["params"])
+                if note["params"]["seq"] >= last:
+                    break
+        return [event for event in found if not codes or event["code"] in codes]
+
     # --- looking ---
 
     def ps(self, workload: str | None = None) -> dict[str, dict[str, Any]]:
-        rows = self.apf("ps", *([workload] if workload else []))
+        rows = self.call("workload.ps", **({"workload": workload} if workload else {}))
         return {row["instance"]: row for row in rows}
 
     def cnms(self) -> dict[str, dict[str, Any]]:
-        return {row["id"]: row for row in self.apf("cnm", "ls")}
+        return {row["id"]: row for row in self.call("cnm.list")}
 
     def cgroup_root(self) -> str:
         """`/apf/RUN_ID`, the part that all cgroups of this card share."""
-        for cnm in self.cnms().values():
-            if cnm["cgroup"]:
-                return str(cnm["cgroup"]).rpartition("/")[0]
-        return "/apf/none"
+        try:
+            keeper = json.loads((self.run / "keeper.json").read_text())
+        except OSError:
+            return "/apf/none"
+        return f"/apf/{keeper['run_id']}"
 
     def mine(self) -> list[observe.Seen]:
         """Processes of instances of this very card, from /proc."""
@@ -120,7 +246,7 @@ class LocalCard:
             if time.monotonic() > deadline:
                 try:
                     state = json.dumps({"ps": self.ps(), "cnms": self.cnms()}, indent=1)
-                except AssertionError as exc:
+                except ToolError as exc:
                     state = str(exc)
                 raise AssertionError(
                     f"{what}: not so after {timeout_s} s\n{state}\n{self.log_tail()}"
@@ -160,7 +286,7 @@ class LocalCard:
             for name in ("bin", "etc", "proc", "dev", "sys", "tmp", "data"):
                 (root / name).mkdir(parents=True)
             shutil.copy(BUSYBOX, root / "bin/busybox")
-            for applet in ("sh", "sleep", "echo", "cat", "date", "ls", "true", "kill", "seq"):
+            for applet in (*APPLETS, "date", "ls", "true", "kill", "seq"):
                 os.link(root / "bin/busybox", root / "bin" / applet)
             (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
         return root
@@ -173,3 +299,32 @@ class LocalCard:
         file = self.place / f"{name}.yaml"
         file.write_text(text)
         return self.apf("submit", str(file), "--name", name, *words, code=code)
+
+    def run_compose(self, text: str, name: str, *, timeout_s: float = 60) -> dict[str, Any]:
+        """Submit it and wait until all of it was seen to run, by /proc."""
+        self.submit(text, name)
+        return self.wait_running(*self.ps(name), timeout_s=timeout_s)
+
+    def remove(self, *names: str) -> None:
+        """Remove these workloads, all if none is named, and wait until nothing is left."""
+        wanted = set(names or {row["workload"] for row in self.ps().values()})
+        for name in wanted:
+            self.call("workload.remove", name=name)
+        self.wait(
+            f"{', '.join(wanted)} gone",
+            lambda: not wanted & {row["workload"] for row in self.ps().values()},
+        )
+
+
+@contextmanager
+def a_card(
+    *, board_text: str = "", env: Mapping[str, str] | None = None, modules: int = 4
+) -> Iterator[LocalCard]:
+    """A card that is up, its modules LEASED; down again whatever happens."""
+    card = LocalCard(board_text=board_text, env=env)
+    try:
+        card.up()
+        card.wait_leased(modules)
+        yield card
+    finally:
+        card.close()
