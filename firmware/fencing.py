@@ -218,10 +218,10 @@ class Fencing:
             text = f"{cnm.id}: power is {word}" + (f" ({state.text})" if state.text else "")
             self._events.emit(EventCode.CNM_POWER, text, cnm=cnm.id)
             self._inventory.on_change(cnm)
-        if state.power_good:
+        if state.power_good and not state.failing:
             self._discovery.scan_cnms()
-        elif cnm.lease.suspect_now():
-            self._say_suspect(cnm, "its power is low")
+        if (state.failing or not state.power_good) and cnm.lease.suspect_now():
+            self._say_suspect(cnm, f"its power goes ({state.text})")
         if not state.power_good and cnm.lease.state is LeaseState.NEW:
             self._discovery.forget(cnm)
         if cnm.lease.state in (LeaseState.SUSPECT, LeaseState.FENCING):

@@ -166,6 +166,7 @@ class SlotState:
     present: bool
     power_good: bool
     fence: FenceKind
+    failing: bool = False  # it is going down by itself: a detection, never a proof
     init_pid: int | None = None  # the local board's cnm-init, in the host's pid namespace
     cgroup: str | None = None  # its v2 cgroup, relative to the mount
     text: str = ""  # evidence, e.g. "cgroup empty after 2.1 ms"

@@ -90,6 +90,7 @@ class Slot:
             slot=self.config.slot,
             present=True,
             power_good=self._phase is not Phase.OFF,
+            failing=self._phase is Phase.FENCING,
             fence=FenceKind.POWER if self._host.namespaces else FenceKind.LEASE,
             init_pid=self._init.pid if self._init is not None else None,
             cgroup=self._cgroup.path,
@@ -222,6 +223,8 @@ class Slot:
             for fd in (init.pidfd, init.sock.fileno()):
                 self._host.loop.unwatch(fd)
         self._hooks.powered(False)
+        if by_itself:  # told at once; low power is told again, with the proof
+            self._hooks.changed(self.state(), None)
         owner = self._waiting[0][1] if self._waiting and not by_itself else None
 
         answered = False

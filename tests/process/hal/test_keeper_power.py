@@ -131,9 +131,13 @@ def test_an_init_that_dies_takes_its_cnm_along_and_every_client_is_told(
         os.kill(on["init_pid"], signal.SIGKILL)
     else:
         (keeper.run_dir / "leave").touch()
+    first = keeper.control.wait_event()["slot"]
+    assert first["failing"], "told at once"
+    assert first["power_good"], "low is said with the proof only"
     event = keeper.control.wait_event()
     assert event["event"] == "slot"
     assert not event["slot"]["power_good"]
+    assert not event["slot"]["failing"]
     assert words in event["slot"]["text"]
     assert all(gone(row["pid"], row["start_ticks"]) for row in processes)
     assert keeper.power(0, "read") == event["slot"]
@@ -297,6 +301,7 @@ def test_without_root_an_init_that_dies_takes_its_daemons_along(start_keeper, no
     on = keeper.power(0, "on")
     processes = all_three(keeper)
     os.kill(on["init_pid"], signal.SIGKILL)
+    assert keeper.control.wait_event()["slot"]["failing"]
     assert not keeper.control.wait_event()["slot"]["power_good"]
     assert all(gone(row["pid"], row["start_ticks"]) for row in processes)
 
