@@ -61,6 +61,7 @@ class Reconciler:
         self._sweeper = Sweeper(decisions, deployer, events)
         self._gates = Gates(inventory, decisions)
         self._dirty: dict[str, None] = {}  # in order
+        self._reported_by: dict[str, set[str]] = {}  # instance -> modules whose reports name it
         self._posted = False
         decisions.on_assignment = self.kick
 
@@ -110,6 +111,8 @@ class Reconciler:
         """A module's report differs from the one before."""
         for instance in changed:
             status = cnm.observed.get(instance)
+            if status is not None:
+                self._reported_by.setdefault(instance, set()).add(cnm.id)
             self._say_status(cnm, instance, status)
             self.kick(instance)
             self._kick_dependents(instance)
@@ -145,16 +148,11 @@ class Reconciler:
         if instance in self._decisions.pending:
             return  # its decision kicks it when it has arrived
         assignment = self._decisions.assignments.get(instance)
-        workload, name, index = instance.rsplit("/", 2)
+        workload, name, index = split_name(instance)
         record = self._decisions.workloads.get(workload)
         component = record.workload.component(name) if record else None
         wanted = component
-        if (
-            record is None
-            or record.deleted
-            or component is None
-            or int(index) >= component.replicas
-        ):
+        if record is None or record.deleted or component is None or index >= component.replicas:
             wanted = None
         seen = target = None
         if assignment is not None and assignment.place is not None:
@@ -173,6 +171,21 @@ class Reconciler:
         if not isinstance(action, steps.PlaceIt):
             self.placements.pending.pop(instance, None)
         self._act(instance, action, assignment, component, seen)
+        self._sweep(instance)
+
+    def _sweep(self, instance: str) -> None:
+        """After a decision, or a removal that failed, the reports are looked at anew: the source
+        of a move has nothing more to say by itself."""
+        modules = self._reported_by.get(instance)
+        for cnm_id in sorted(modules or ()):
+            cnm = self._inventory.get(cnm_id)
+            status = cnm.observed.get(instance) if cnm is not None else None
+            if cnm is not None and status is not None:
+                self._sweeper.look_at(cnm, status)
+            elif modules is not None:
+                modules.discard(cnm_id)
+        if not modules:
+            self._reported_by.pop(instance, None)
 
     def _act(
         self,
@@ -336,6 +349,14 @@ class Reconciler:
         if code is not None:
             text = f"{instance}: {status.text}" if status.text else f"{instance} on {cnm.id}"
             self._events.emit(code, text, cnm=cnm.id, instance=instance)
+
+
+def split_name(instance: str) -> tuple[str, str, int]:
+    """Workload, component and index. Modules report what they like: a name that can't be ours
+    belongs to no workload."""
+    workload, _, rest = instance.partition("/")
+    component, _, index = rest.partition("/")
+    return (workload, component, int(index)) if index.isdecimal() else ("", "", 0)
 
 
 _CODES: Final = {

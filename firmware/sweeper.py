@@ -31,9 +31,10 @@ class Sweeper:
     def look(self, cnm: Cnm) -> None:
         """Go through a module's newest report."""
         for status in cnm.observed.values():
-            self._look_at(cnm, status)
+            self.look_at(cnm, status)
 
-    def _look_at(self, cnm: Cnm, status: InstanceStatus) -> None:
+    def look_at(self, cnm: Cnm, status: InstanceStatus) -> None:
+        """One of them."""
         assignment = self._decisions.assignments.get(status.instance)
         if status.instance in self._decisions.pending or not cnm.current:
             return

@@ -51,7 +51,6 @@ def image(ref: str, *layers: bytes, cmd: tuple[str, ...] = ("app",)) -> dict[str
         "arch": "arm64",
         "config": {"cmd": list(cmd)},
         "layers": [
-            {"digest": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-            for data in layers
+            {"digest": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)} for data in layers
         ],
     }

@@ -62,9 +62,7 @@ class SimModule:
             for name in LINKS
         }
         self.half_bytes = slot.window_bytes // 2
-        self.window = kernel.add_window(
-            MockWindowPair(kernel, slot.id, ab_bytes=self.half_bytes)
-        )
+        self.window = kernel.add_window(MockWindowPair(kernel, slot.id, ab_bytes=self.half_bytes))
         self.slot = kernel.add_slot(
             Slot(kernel, slot=slot.slot, cnm_id=slot.id, program=f"init.{slot.id}")
         )
@@ -105,7 +103,9 @@ class SimModule:
     def leftovers(self) -> set[str]:
         """What of instances and volumes is on its disk and in its runtime."""
         files = MockFiles(self.slot.disk, "state")
-        found = {f"{kind}/{name}" for kind in ("instances", "volumes") for name in files.names(kind)}
+        found = {
+            f"{kind}/{name}" for kind in ("instances", "volumes") for name in files.names(kind)
+        }
         return found | {f"runtime/{key}" for key in self.slot.instances}
 
     # --- the card's end ---
@@ -139,8 +139,7 @@ class SimModule:
                 open_mc=lambda: self.lines["mc"].open("b", node),
                 start_agent=start_agent,
                 runtimes={
-                    name: MockRuntime(node, slot, name=name)
-                    for name in self.config.module.runtimes
+                    name: MockRuntime(node, slot, name=name) for name in self.config.module.runtimes
                 },
                 files=MockFiles(slot.disk, "state"),
                 logs=MockFiles(slot.disk, "state/logs"),

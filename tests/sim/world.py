@@ -160,9 +160,7 @@ class World:
 
         def started(error: object) -> None:
             self.start_error = str(error) if error is not None else None
-            self.judge.links = [
-                end.link for cnm in card.inventory for end in (cnm.mc, cnm.agent)
-            ]
+            self.judge.links = [end.link for cnm in card.inventory for end in (cnm.mc, cnm.agent)]
 
         loop.post(lambda: card.start(started))
 
@@ -336,8 +334,10 @@ class World:
     def settle(self, limit_s: float = 90, *, stays_s: float = 2.0) -> float:
         """Run until the card is at rest and stays so; the virtual seconds until then."""
         start_ns = calm_since_ns = self.kernel.now_ns
+        said = -1
         while True:  # looked at now and then: it is far dearer than a step
-            why = self.unsettled()
+            why = self.unsettled() or ("something happened" if said != len(self.events) else "")
+            said = len(self.events)
             now_ns = self.kernel.now_ns
             if why:
                 calm_since_ns = now_ns + LOOK_NS
