@@ -7,7 +7,7 @@ one module) that carry the same APF_INSTANCE, each seen alive again after both h
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.process.local_card import LocalCard
@@ -17,13 +17,20 @@ YOUNG_S = 3.0  # a process may still exec, and have another environment then
 PERIOD_S = 0.01
 
 
+def boottime_ms() -> float:
+    """The clock of the card's events (`mono_ms`)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) * 1000
+
+
 class CopyWatch:
-    """Use as a context manager. `violations` says what was seen twice, in words."""
+    """Use as a context manager. `violations` says what was seen twice, in words; `first_ms` when
+    each generation of an instance was first seen."""
 
     def __init__(self, card: LocalCard) -> None:
         self.violations: list[str] = []
         self.samples = 0
         self.seen: set[str] = set()
+        self.first_ms: dict[tuple[str, str], float] = {}  # (instance, cgroup) -> boottime
         self._root = card.cgroup_root()
         self._known: dict[int, tuple[str, float]] = {}  # pid -> instance or "", first seen
         self._groups: dict[int, str] = {}
@@ -31,12 +38,23 @@ class CopyWatch:
         self._thread = threading.Thread(target=self._run, name="copy-watch", daemon=True)
 
     def __enter__(self) -> "CopyWatch":
+        self._sample()  # what runs before is known before anything happens
         self._thread.start()
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self._stop.set()
         self._thread.join()
+
+    def running_again_ms(self, instances: Iterable[str], since_ms: float) -> float | None:
+        """When the last of them had been seen in a cgroup that came after `since_ms`."""
+        last_ms = [
+            max(
+                (ms for (name, _), ms in list(self.first_ms.items()) if name == instance), default=0
+            )
+            for instance in instances
+        ]
+        return max(last_ms) if last_ms and min(last_ms) > since_ms else None
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_S):
@@ -56,6 +74,7 @@ class CopyWatch:
                 self._known[pid] = (instance, first_s)
             if instance:
                 found.setdefault(instance, {})[self._groups[pid]] = pid
+                self.first_ms.setdefault((instance, self._groups[pid]), boottime_ms())
         self.seen |= found.keys()
         self.samples += 1
         for instance, groups in found.items():

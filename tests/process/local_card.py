@@ -273,7 +273,9 @@ class LocalCard:
 
         rows: dict[str, dict[str, Any]] = self.wait("instances RUNNING", check, timeout_s)
         for name, row in rows.items():
-            assert observe.start_ticks(row["pid"]) == row["start_ticks"], name
+            assert observe.start_ticks(row["pid"]) == row["start_ticks"], (
+                f"{row}\n{self.log_tail()}"
+            )
             assert observe.environment(row["pid"]).get("APF_INSTANCE") == name
         return rows
 
