@@ -131,6 +131,3 @@ class Board:
     slots: tuple[Slot, ...]
     files: tuple[str, ...]  # the board file and those it inherits from
     outside_ttys: tuple[str, ...]  # serial lines that the keeper does not make
-
-    def slot_by_id(self, cnm: str) -> Slot | None:
-        return next((slot for slot in self.slots if slot.id == cnm), None)

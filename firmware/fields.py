@@ -6,7 +6,6 @@ Bad input is refused whole, with the path of the key, what was wanted and what w
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Final, TypeVar, cast
 
 Path = tuple[str | int, ...]
@@ -46,10 +45,18 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
 
 
+def closest(word: str, known: Sequence[str]) -> str:
+    """The known word that was probably meant, or ""."""
+    from difflib import get_close_matches  # 12 ms at a start, and wanted only for a mistake
+
+    close = get_close_matches(word, known, n=1)
+    return close[0] if close else ""
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """`; did you mean X?` or nothing."""
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(word, known)
+    return f"; did you mean {close!r}?" if close else ""
 
 
 class _Required:
@@ -95,8 +102,8 @@ class Fields:
         if key in self._values:
             return self._values[key]
         if default is REQUIRED:
-            close = get_close_matches(key, list(self._values), n=1)
-            raise self.fail(key, "this key", f"only {close[0]!r}" if close else "nothing")
+            close = closest(key, list(self._values))
+            raise self.fail(key, "this key", f"only {close!r}" if close else "nothing")
         return default
 
     def text(

@@ -379,12 +379,6 @@ class ImageStore:
                 self.drop_failures += 1
         return dropped
 
-    def drop_orphans(self) -> int:
-        """At the start: blobs that neither an image nor anybody else needs (an import that was
-        cut off by a crash). Returns how many were dropped."""
-        needed = self.referenced()
-        return self._drop([digest for digest in self._blobs.digests() if digest not in needed])
-
 
 def register_image_methods(table: rpc.MethodTable, store: ImageStore) -> None:
     """image.begin, image.blob, image.commit, image.list, image.remove."""

@@ -183,6 +183,7 @@ class Link:
         self._writing = False
         self.counters.update(self._deframer.drops)  # what the old line dropped stays counted
         self._deframer = SerialDeframer()
+        self._reassembler.forget_link(self.name)  # the rest of no message will come
         self._reactor.unwatch(stream.handle)
         stream.close()
         self.on_state(False, f"{self.name}: {text}")
