@@ -2,6 +2,7 @@
 
 import secrets
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -18,7 +19,7 @@ from tools.demo.places import DemoPlaces, clear, leftovers, make_places, remove
 from tools.demo.report import Progress, StepResult, show, verdict
 from tools.demo.runner import run_steps
 from tools.demo.steps import STEPS
-from tools.demo.steps.transfer import BULK_BYTES
+from tools.demo.steps.transfer import BULK_BYTES, LINES
 from tools.errors import BadUsage
 from tools.session import ApfCommand, Session
 
@@ -86,6 +87,7 @@ def _context(
         "DEMO_TOKEN": token,
         "DEMO_DATA": where,
         "DEMO_BULK_BYTES": str(BULK_BYTES),
+        "DEMO_LINES": str(LINES),
         **compose_env(fault),
     }
     return Context(
@@ -93,7 +95,7 @@ def _context(
         apf=Apf(demo.places, demo.env(variables), clock),
         clock=clock,
         board=_board(board, demo),
-        board_source=board,
+        board_source=str(Path(board).absolute()) if Path(board).is_file() else board,
         mode=mode,
         token=token,
         patience_ms=PATIENCE_MS if fault is Break.NONE else PATIENCE_BROKEN_MS,

@@ -7,18 +7,18 @@ from typing import Any, Final, TypeVar
 
 from firmware.board_types import Board, Slot
 from hal.ports import Clock
-from tools.demo import observe
+from tools.demo import observe, observe_card
 from tools.demo.apf import Apf, Row
 from tools.demo.errors import hold
 from tools.demo.mode import Mode
 from tools.demo.places import DemoPlaces
-from tools.demo.sampler import Sampler, copy_of
+from tools.demo.sampler import Sampler, is_first
 from tools.demo.waits import MS, POLL_MS, wait_for
 from tools.waiting import why_waiting
 
 HERE: Final = Path(__file__).resolve().parent
 SHOP: Final = "shop"
-VOLUME_MARK: Final = "# volume"  # ends the lines of a Compose file that need mounts
+ROOT_MARK: Final = "# root"  # ends the lines of a Compose file that only root can honour
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Context:
             return source
         lines = source.read_text().splitlines(keepends=True)
         place = self.demo.top / source.name
-        place.write_text("".join(line for line in lines if VOLUME_MARK not in line))
+        place.write_text("".join(line for line in lines if not line.rstrip().endswith(ROOT_MARK)))
         return place
 
     def component(self, name: str) -> Mapping[str, Any]:
@@ -172,17 +172,23 @@ class Context:
         return min(used, key=lambda name: used[name])
 
     def alive(self) -> dict[str, dict[int, int]]:
-        """Instance -> pid -> start ticks of its shells: what must not change when nothing may."""
+        """Instance -> pid -> start ticks of its first process: what must not change."""
         found: dict[str, dict[int, int]] = {}
         for item in observe.processes(token=self.token):
-            if item.argv[1:2] == ("-c",):
+            if is_first(item):
                 found.setdefault(item.instance, {})[item.pid] = item.start_ticks
         return found
 
     def where(self) -> dict[str, str]:
-        """Instance -> the CNM that its cgroup names (or its session, where there is none)."""
-        seen = observe.processes(token=self.token)
-        return {item.instance: observe.cnm_of(item.cgroup) or copy_of(item) for item in seen}
+        """Instance -> the CNM that its cgroup names; without cgroups the one whose init is its
+        ancestor."""
+        inits = observe_card.by_cnm(self.demo.run, observe_card.INIT)
+        by_pid = {item.pid: cnm for cnm, item in inits.items()}
+        return {
+            item.instance: observe.cnm_of(item.cgroup)
+            or observe_card.cnm_by_parents(item.pid, by_pid)
+            for item in observe.processes(token=self.token)
+        }
 
     def timer(self) -> "Timer":
         """Runs from now on."""

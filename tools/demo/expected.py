@@ -14,8 +14,8 @@ _LEDGER_LINE: Final = re.compile(r"(\d+) (\d+)\.(\d\d)\Z")
 def catalog_files() -> Mapping[str, bytes]:
     """Path in the volume -> content (`seq` writes a number a line)."""
     return {
-        "numbers": _seq(50_000),
-        "deep/er/items": _seq(2_000),
+        "numbers": numbered(50_000),
+        "deep/er/items": numbered(2_000),
         "empty": b"",
         "ready": b"",
     }
@@ -24,7 +24,8 @@ def catalog_files() -> Mapping[str, bytes]:
 CATALOG_LINK: Final = ("latest", "numbers")
 
 
-def _seq(last: int) -> bytes:
+def numbered(last: int) -> bytes:
+    """As seq(1) writes it."""
     return b"".join(b"%d\n" % number for number in range(1, last + 1))
 
 

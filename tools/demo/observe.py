@@ -14,6 +14,7 @@ from typing import Final
 
 TOKEN: Final = "DEMO_TOKEN"  # noqa: S105  (a variable's name; it tells one demo from another)
 STATE_FIELD: Final = 3  # of /proc/PID/stat, proc(5); the fields behind the name in parentheses
+PARENT_FIELD: Final = 4
 SESSION_FIELD: Final = 6
 TICKS_FIELD: Final = 22
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
@@ -45,6 +46,12 @@ def start_ticks(pid: int) -> int | None:
     """When a process was started, or None when it is gone (or a zombie)."""
     fields = _stat(pid)
     return None if fields is None else int(fields[TICKS_FIELD - STATE_FIELD])
+
+
+def parent_of(pid: int) -> int:
+    """Its parent's pid; 0 when it has none or is gone."""
+    fields = _stat(pid)
+    return 0 if fields is None else int(fields[PARENT_FIELD - STATE_FIELD])
 
 
 def environment(pid: int) -> Mapping[str, str]:

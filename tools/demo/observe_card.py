@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,6 +56,15 @@ def one(run: Path, module: str) -> CardProcess | None:
     """The only process of that module; None when there is none or more than one."""
     rows = [item for item in card_processes(run) if item.module == module]
     return rows[0] if len(rows) == 1 else None
+
+
+def cnm_by_parents(pid: int, inits: Mapping[int, str]) -> str:
+    """The CNM whose init is an ancestor of a process; `inits`: pid -> CNM. "" when none is."""
+    while pid > 1:
+        if pid in inits:
+            return inits[pid]
+        pid = observe.parent_of(pid)
+    return ""
 
 
 def pid_namespace(pid: int) -> str:

@@ -26,6 +26,14 @@ def limits_of(cgroup: str) -> Limits:
     )
 
 
+def rlimits_of(pid: int) -> Limits:
+    """Of a process: its address space."""
+    lines = _read(Path(f"/proc/{pid}/limits")).splitlines()
+    words = next((line.split() for line in lines if line.startswith("Max address space")), [])
+    soft = words[3] if len(words) > 3 else ""
+    return Limits(cpu_milli=None, memory_bytes=int(soft) if soft.isdigit() else None, pids=None)
+
+
 def _cpu_milli(directories: list[Path]) -> int | None:
     quota = _first(directories, ("cpu.cfs_quota_us",))
     period = _first(directories, ("cpu.cfs_period_us",))

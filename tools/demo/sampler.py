@@ -30,11 +30,17 @@ def copy_of(seen: Seen) -> str:
     return f"session {seen.session}"
 
 
+def is_first(seen: Seen) -> bool:
+    """The shell that an instance was started as: it leads its session. What it forks has the same
+    command line until its own exec; a health check leads a session, but is no shell."""
+    return seen.pid == seen.session and seen.argv[1:2] == ("-c",)
+
+
 def by_copy(seen: Sequence[Seen]) -> dict[str, dict[str, list[Seen]]]:
     """Instance -> copy -> its processes. A session without a shell of ours at its head is a
     health check's, no copy."""
     found: dict[str, dict[str, list[Seen]]] = {}
-    leaders = {item.pid for item in seen if item.argv[1:2] == ("-c",)}
+    leaders = {item.pid for item in seen if is_first(item)}
     for item in seen:
         copy = copy_of(item)
         if copy.startswith("session") and item.session not in leaders:

@@ -60,9 +60,9 @@ def fail_over(context: Context) -> Proofs:
     rows = context.wait_up(context.services(), look=sampler.look)
     stayed = [name for name in before if rows[name].cnm == victim.cnm]
     hold(not stayed, f"{', '.join(stayed)} run on {victim.cnm} again, not elsewhere")
+    yield _against_design(context, max(times.values()))
     yield f"kill -9 {inits[victim.cnm].pid} (init of {victim.cnm}); {gone}"
     yield f"running elsewhere: {', '.join(f'{n} {human_ms(t)}' for n, t in sorted(times.items()))}"
-    yield _against_design(context, max(times.values()))
     yield sampler.words()
     if flushed:
         yield _ledger_goes_on(context, flushed)

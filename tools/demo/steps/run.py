@@ -8,7 +8,7 @@ from tools.demo.apf import Row
 from tools.demo.context import SHOP, Context
 from tools.demo.errors import hold
 from tools.demo.expected import check_consecutive, ledger_entries, output_of
-from tools.demo.observe_limits import Limits, limits_of
+from tools.demo.observe_limits import Limits, limits_of, rlimits_of
 from tools.demo.runner import Proofs
 
 LEDGER = f"{SHOP}/ledger/0"
@@ -50,12 +50,10 @@ def place(context: Context) -> Proofs:
         seen=lambda: context.late(SHOP),
     )
     rows = context.rows()
-    if any(name.startswith("session") for name in where.values()):
-        yield "no cgroups here: which CNM a process belongs to can't be seen from outside"
-        where = {name: rows[name].cnm for name in names}
     wrong = [n for n in names if where[n] != rows[n].cnm]
-    hold(not wrong, f"{', '.join(wrong)}: the cgroup names another CNM than `apf ps`")
-    yield "by cgroup: " + ", ".join(f"{n.split('/', 1)[1]} {where[n]}" for n in names)
+    hold(not wrong, f"{', '.join(wrong)}: /proc shows another CNM than `apf ps`")
+    how = "cgroup" if context.fence == "power" else "parent process"
+    yield f"by {how}: " + ", ".join(f"{n.split('/', 1)[1]} {where[n]}" for n in names)
     webs = [where[name] for name in names if f"{SHOP}/web/" in name]
     hold(len(set(webs)) == len(webs), f"spread: the web instances are on {', '.join(webs)}")
     infer = where[f"{SHOP}/infer/0"]
@@ -151,10 +149,12 @@ def profile(context: Context) -> Proofs:
         )
         cgroup = observe.cgroup_of(row.pid)
         if not observe.cnm_of(cgroup):
-            yield f"{name} has no cgroup here: its limits are rlimits (no root)"
-            return
-        found = limits_of(cgroup)
-        hold(found == wanted, f"{name}: its cgroup holds it to {found}, declared is {wanted}")
+            wanted = Limits(cpu_milli=None, memory_bytes=wanted.memory_bytes, pids=None)
+        found = limits_of(cgroup) if observe.cnm_of(cgroup) else rlimits_of(row.pid)
+        hold(found == wanted, f"{name}: the kernel holds it to {found}, declared is {wanted}")
         shown.append(f"{row.component} {found.cpu_milli}m")
-    yield f"cpu quota, memory.limit and pids.max of {len(shown)} cgroups are what was declared"
-    yield "processor shares: " + ", ".join(sorted(set(shown)))
+    if context.fence == "power":
+        yield f"cpu quota, memory limit and pids.max of {len(shown)} cgroups are what was declared"
+        yield "processor shares: " + ", ".join(sorted(set(shown)))
+    else:
+        yield f"no cgroups here: RLIMIT_AS of {len(shown)} processes is what was declared"
