@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_the_init_killed_is_fenced_and_its_component_runs_elsewhere(running: Loc
     start = time.monotonic()
     card.wait(
         "it runs with another process",
-        lambda: any(s.instance == TICK and s.pid != before["pid"] for s in card.mine()),
+        lambda: any(s.instance == TICK and s.cgroup != before["cgroup"] for s in card.mine()),
         every_s=0.01,
     )
     print(f"init killed -> running again: {1000 * (time.monotonic() - start):.0f} ms")
@@ -104,14 +105,15 @@ def test_the_init_killed_is_fenced_and_its_component_runs_elsewhere(running: Loc
 
 def test_the_daemon_killed_is_back_and_nothing_that_runs_is_touched(running: LocalCard) -> None:
     card, before = running, running.ps()[TICK]
-    status = card.apf("status")
+    status = card.status()
+    assert status is not None
     os.kill(status["daemon_pid"], signal.SIGKILL)
-    after_status = card.wait(
-        "another daemon",
-        lambda: (lambda s: s if s.get("daemon_pid") not in (None, status["daemon_pid"]) else None)(
-            card.apf("status", code=None)
-        ),
-    )
+
+    def another() -> dict[str, Any] | None:
+        found = card.status()
+        return found if found and found["daemon_pid"] != status["daemon_pid"] else None
+
+    after_status = card.wait("another daemon", another)
     assert after_status["epoch"] == status["epoch"] + 1
     after = card.wait_running(TICK)[TICK]
     assert (after["pid"], after["start_ticks"]) == (before["pid"], before["start_ticks"])

@@ -92,6 +92,7 @@ def test_an_init_killed_beside_a_frozen_container_is_noticed_and_fenced(
     keeper = keeper_with_container
     processes = keeper.pids(0)
     os.kill(keeper.power(0, "read")["init_pid"], signal.SIGKILL)
+    assert keeper.control.wait_event()["slot"]["failing"]
     event = keeper.control.wait_event()
     assert not event["slot"]["power_good"]
     assert all(gone(row["pid"], row["start_ticks"]) for row in processes)
