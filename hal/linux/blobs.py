@@ -31,6 +31,7 @@ PARTIAL_LIMIT: Final = 64  # objects being filled at a time
 RESERVE_BYTES: Final = 1 << 20  # kept free, so that logs and journals go on
 _STEP_BYTES: Final = 1 << 20  # hashed between two looks at the deadline, about 1 ms
 _POLL_MS: Final = 100  # an ingest from a silent pipe looks at its deadline this often
+SILENCE_LIMIT_MS: Final = 10_000  # and no pipe may hold one of the few workers up by silence
 
 
 @dataclass(slots=True, kw_only=True)
@@ -235,11 +236,15 @@ class LinuxBlobStore:
         try:
             out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
             try:
-                left = size_bytes
+                left, silent_ms = size_bytes, 0
                 while left:
                     check()
                     if not ready.poll(_POLL_MS):
+                        silent_ms += _POLL_MS
+                        if silent_ms >= SILENCE_LIMIT_MS:
+                            raise Refused(f"the source was silent for {silent_ms} ms")
                         continue
+                    silent_ms = 0
                     data = os.read(fd, min(left, _STEP_BYTES))
                     if not data and digest is None:
                         break

@@ -8,6 +8,7 @@ import pytest
 
 from firmware.loop import MS
 from hal.errors import DeadlinePassed, Refused, StoreFull, Unavailable
+from hal.linux import blobs
 from hal.linux.blobs import PARTIAL_LIMIT, LinuxBlobStore
 from hal.linux.workers import Workers
 
@@ -83,6 +84,21 @@ def test_a_silent_pipe_ends_at_the_deadline_and_is_closed(
     assert isinstance(results[0], DeadlinePassed)
     with pytest.raises(OSError):
         os.fstat(reader)
+    os.close(writer)
+    assert partials(tmp_path) == []
+
+
+def test_a_source_that_says_nothing_for_long_gives_its_worker_back(
+    store: LinuxBlobStore, until, soon, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "SILENCE_LIMIT_MS", 200)
+    reader, writer = os.pipe()
+    os.write(writer, b"half")
+    results: list[object] = []
+    store.submit_ingest(reader, 8, sha(b"12345678"), soon, results.append)
+    until(lambda: bool(results))
+    assert isinstance(results[0], Refused)
+    assert "silent" in str(results[0])
     os.close(writer)
     assert partials(tmp_path) == []
 
