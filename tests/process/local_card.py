@@ -11,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,8 +26,30 @@ from tools.demo import observe
 from tools.errors import ToolError
 
 ROOT = Path(__file__).parents[2]
+NOBODY = 65534
+DEBIAN_PYTHON = "/usr/bin/python3.11"
 APPLETS = ("sh", "sleep", "echo", "cat", "mkdir", "mv", "test", "id", "dd")
 BUSYBOX = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), "")
+
+
+@cache
+def python_for_others() -> tuple[str, dict[str, str]] | None:
+    """An interpreter that another user may run, with what we depend on, and its environment; None
+    when there is none (ours may lie in a home directory)."""
+    packages = sysconfig.get_path("purelib")
+    for python, path in ((sys.executable, str(ROOT)), (DEBIAN_PYTHON, f"{ROOT}:{packages}")):
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": path}
+        words = [python, "-c", "import click, construct, cffi, fastcrc, serial, tools.cli"]
+        try:
+            done = subprocess.run(
+                words, env=env, cwd="/", user=NOBODY, group=NOBODY, extra_groups=[],
+                capture_output=True, check=False,
+            )  # fmt: skip
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return python, env
+    return None
 
 
 def say(text: str) -> None:
@@ -225,6 +249,13 @@ class LocalCard:
     def mine(self) -> list[observe.Seen]:
         """Processes of instances of this very card, from /proc."""
         return observe.processes(self.cgroup_root())
+
+    def first_processes(self) -> dict[str, tuple[int, int]]:
+        """The first process of every instance: host pid and start ticks, from /proc."""
+        first: dict[str, tuple[int, int]] = {}
+        for seen in sorted(self.mine(), key=lambda seen: (seen.start_ticks, seen.pid)):
+            first.setdefault(seen.instance, (seen.pid, seen.start_ticks))
+        return first
 
     def log_tail(self) -> str:
         """The last lines of every log, for a failure's message."""

@@ -90,12 +90,12 @@ def test_fifty_kills_of_the_daemon_touch_nothing_that_runs(card: LocalCard) -> N
             for number in range(KILLS):
                 time.sleep(rng.uniform(0.02, 0.6))
                 daemon = card.wait("a daemon", card.managing)["daemon_pid"]
-                mark, before = churn.mark(), _containers(card)
+                mark, before = churn.mark(), card.first_processes()
                 os.kill(daemon, signal.SIGKILL)
                 killed_s = time.monotonic()
                 _wait_another(card, daemon)
                 times_ms.append(1000 * (time.monotonic() - killed_s))
-                after = _containers(card)
+                after = card.first_processes()
                 for name in before.keys() - BY_THEMSELVES - churn.touched_since(mark):
                     assert after.get(name) == before[name], f"kill {number} touched {name}"
         assert churn.error is None, churn.error
@@ -124,7 +124,7 @@ def _judge(card: LocalCard, names: Collection[str], epoch: int) -> None:
     """What is wanted runs once, and `apf ps` says what /proc shows."""
     rows = {row["instance"]: row for row in card.apf("ps")}
     assert rows.keys() == set(names) | BY_THEMSELVES
-    found = _containers(card)
+    found = card.first_processes()
     for name in names:
         assert (rows[name]["pid"], rows[name]["start_ticks"]) == found[name], name
         assert observe.copies(name, card.cgroup_root()) == {rows[name]["cgroup"]}, name
@@ -134,14 +134,6 @@ def _judge(card: LocalCard, names: Collection[str], epoch: int) -> None:
     assert not status["safe_mode"]
     log = Path(f"/proc/{rows[DB]['pid']}/root/data/log").read_text().split("\n")[:-1]
     assert log == [str(number) for number in range(1, len(log) + 1)], "the volume lost something"
-
-
-def _containers(card: LocalCard) -> dict[str, tuple[int, int]]:
-    """The first process of every instance: host pid and start ticks, from /proc."""
-    first: dict[str, tuple[int, int]] = {}
-    for seen in sorted(card.mine(), key=lambda seen: (seen.start_ticks, seen.pid)):
-        first.setdefault(seen.instance, (seen.pid, seen.start_ticks))
-    return first
 
 
 def _wait_another(card: LocalCard, daemon: int) -> None:
