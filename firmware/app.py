@@ -120,7 +120,8 @@ def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
 
     table = rpc.MethodTable()
     Api(card, pids=pids).register(table)
-    server = ControlSocket(loop, UnixServer(str(run / "apf.sock")), rpc.Dispatcher(table), _roles())
+    listener = UnixServer(str(run / "apf.sock"), gid=socket_gid())
+    server = ControlSocket(loop, listener, rpc.Dispatcher(table), _roles())
 
     def stop(code: int) -> None:
         status["code"] = code
@@ -158,6 +159,13 @@ def _ask_supervisor(run: Path, alone: Callable[[], None]) -> Callable[[], None]:
             alone()
 
     return ask
+
+
+def socket_gid() -> int | None:
+    """The operators' group, where there is one and we may give the socket to it (chown(2)): else
+    only root and our own user could open it."""
+    gid = group_id(OPERATORS_GROUP)
+    return gid if os.geteuid() == 0 or gid in os.getgroups() else None
 
 
 def _roles() -> rpc.RolePolicy:
