@@ -125,6 +125,12 @@ def test_without_cgroups_a_session_is_a_copy_but_a_health_check_is_none():
     assert set(by_copy(rows)["shop/web/0"]) == {"session 10"}
 
 
+def test_what_a_shell_forks_is_not_taken_for_the_shell() -> None:
+    assert is_first(seen(10))
+    assert not is_first(seen(11, session=10))  # the same command line, until its exec
+    assert not is_first(seen(20, argv=("test", "-s", "x")))
+
+
 def test_a_copy_that_is_gone_by_now_is_no_second_one():
     mine = os.getpid()
     alive = Seen(
