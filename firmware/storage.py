@@ -35,6 +35,7 @@ SCHEMA: Final = "apf-volume/1"
 ENTRIES_LIMIT: Final = 65_536
 MANIFEST_LIMIT_BYTES: Final = 16 << 20
 POLL_NS: Final = 50 * MS
+ID_MAX: Final = 0xFFFF_FFFE  # of a file's owner; the next one is none to chown(2)
 FLUSH_DEADLINE_NS: Final = 600_000 * MS
 PULLS_AT_ONCE: Final = 4
 
@@ -53,7 +54,8 @@ def empty_manifest() -> bytes:
 
 
 def manifest_digests(data: bytes, name: str) -> list[bytes]:
-    """The file digests that a manifest names. Raises VolumeError; peers write manifests too."""
+    """The file digests that a manifest names. Raises VolumeError; peers write manifests too, and
+    one with owners that no CNM would read must not become the one that counts."""
     try:
         document = json.loads(data)
         entries = document["entries"]
@@ -66,6 +68,14 @@ def manifest_digests(data: bytes, name: str) -> list[bytes]:
         raise VolumeError(f"volume {name}: its manifest can't be read: {exc}") from exc
     if any(len(digest) != 32 for digest in digests):
         raise VolumeError(f"volume {name}: its manifest names a digest that is not 32 bytes")
+    for index, entry in enumerate(entries):
+        for key in ("uid", "gid"):  # absent in manifests from before owners were kept
+            number = entry.get(key, 0)
+            if type(number) is not int or not 0 <= number <= ID_MAX:
+                raise VolumeError(
+                    f"volume {name}: entries[{index}].{key} of its manifest: wanted an integer "
+                    f"0..{ID_MAX}, found {repr(number)[:60]}"
+                )
     return digests
 
 

@@ -2,6 +2,7 @@
 
     HalError              something the hardware or the host refused or lost
     +- Unavailable        it is not there: no device, no permission, no kernel support
+    |  +- Absent          the object that was named does not exist; all else is well
     +- LinkDown           a control link hung up; reopen it
     +- PeerGone           the far end of a window or doorbell is dead
     +- DeadlinePassed     a submitted request was not finished in time
@@ -19,6 +20,10 @@ class HalError(Exception):
 
 class Unavailable(HalError):
     """The device or kernel feature is absent, or we may not use it."""
+
+
+class Absent(Unavailable):
+    """The object that was named does not exist, and that is all that is wrong."""
 
 
 class LinkDown(HalError):

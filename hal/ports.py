@@ -218,13 +218,18 @@ class JournalStore(Protocol):
     def close(self) -> None: ...
 
 
+TREE_TOP: Final = "."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileInfo:
-    path: str  # relative to the root that was listed, "/" between parts
+    path: str  # relative to the root that was listed, "/" between parts; TREE_TOP is that root
     kind: str  # "file", "dir" or "symlink"
     mode: int  # permission bits
     size_bytes: int
     target: str = ""  # of a symlink
+    uid: int = 0
+    gid: int = 0
 
 
 class Files(Protocol):
@@ -316,15 +321,18 @@ class Trees(Protocol):
         deadline_ns: int,
         done: Done[None],
     ) -> None:
-        """Make the tree at `path` hold exactly these entries (file content by digest)."""
+        """Make the tree at `path` hold exactly these entries (file content by digest), with their
+        owners where this process may give files away (root), else with its own. Without the
+        entry TREE_TOP the tree's own directory is this process's, 0755."""
         ...
 
     def submit_scan(
         self, path: str, deadline_ns: int, done: Done[Sequence[tuple[FileInfo, bytes]]]
     ) -> None:
-        """Put every regular file below `path` into the blob store; entries sorted by path. Files
-        that are neither regular, directory nor symlink are left out. A digest is b"" for those
-        that have no content."""
+        """Put every regular file below `path` into the blob store; entries sorted by path, the
+        tree's own directory as TREE_TOP among them. Files that are neither regular, directory nor
+        symlink are left out. A digest is b"" for those that have no content. Absent when there
+        is no such directory; symlinks are not followed to one."""
         ...
 
 

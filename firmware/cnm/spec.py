@@ -12,7 +12,7 @@ from typing import Final
 
 from firmware.cnm.health_spec import Healthcheck
 from firmware.fields import FieldError, Fields
-from hal.ports import FileInfo, InstanceLimits
+from hal.ports import TREE_TOP, FileInfo, InstanceLimits
 from protocol.apf import VOLUME_MAX_BYTES
 
 SPEC_SCHEMA: Final = "apf-spec/1"
@@ -23,6 +23,7 @@ ENTRIES_LIMIT: Final = 65_536
 LAYERS_LIMIT: Final = 128  # image engines stop at 127
 VOLUMES_LIMIT: Final = 32
 U64_MAX: Final = (1 << 64) - 1
+ID_MAX: Final = 0xFFFF_FFFE  # of a user or group: the next one is chown(2)'s "leave it"
 TIME_MAX_MS: Final = 86_400_000
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST_WANT: Final = "a SHA-256 digest of 64 lower-case hex digits"
@@ -113,7 +114,10 @@ def read_spec(data: bytes) -> Spec:
 
 def read_manifest(data: bytes) -> Iterator[tuple[FileInfo, bytes]]:
     """The entries of a volume, read one by one: a big manifest is taken in slices over many
-    turns. Raises FieldError, the first time at once when the document itself is wrong."""
+    turns. Raises FieldError, the first time at once when the document itself is wrong.
+
+    One written before owners were kept has no "." and no ids: the directory is then root's, 0755,
+    and so are all entries."""
     fields = Fields(_document(data, MANIFEST_LIMIT_BYTES))
     fields.choice("schema", (VOLUME_SCHEMA,))
     entries = fields.items("entries", max_items=ENTRIES_LIMIT)
@@ -131,6 +135,8 @@ def write_manifest(entries: Sequence[tuple[FileInfo, bytes]]) -> bytes:
             "size_bytes": info.size_bytes,
             "digest": digest.hex(),
             "target": info.target,
+            "uid": info.uid,
+            "gid": info.gid,
         }
         for info, digest in sorted(entries, key=lambda entry: entry[0].path)
     ]
@@ -213,14 +219,18 @@ def _checked_entry(raw: object, index: int) -> tuple[FileInfo, bytes]:
 def _entry(fields: Fields) -> tuple[FileInfo, bytes]:
     kind = fields.choice("kind", ("file", "dir", "symlink"))
     path = fields.text("path")
-    if not path or path.startswith("/") or {"", ".", ".."} & set(path.split("/")):
-        raise fields.fail("path", "a relative path without . and ..", repr(path))
+    if path == TREE_TOP and kind != "dir":
+        raise fields.fail("kind", "dir, for the volume itself", kind)
+    if path != TREE_TOP and {"", ".", ".."} & set(path.split("/")):
+        raise fields.fail("path", "a relative path without . and .., or . itself", repr(path))
     info = FileInfo(
         path=path,
         kind=kind,
         mode=fields.integer("mode", high=0o7777),
         size_bytes=fields.integer("size_bytes", 0, high=U64_MAX),
         target=fields.text("target", ""),
+        uid=fields.integer("uid", 0, high=ID_MAX),
+        gid=fields.integer("gid", 0, high=ID_MAX),
     )
     digest = fields.text("digest", "")
     if kind == "file" and _DIGEST.fullmatch(digest) is None:

@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from hal.errors import Refused, Unavailable
+from hal.errors import Absent, Refused, Unavailable
 from hal.linux.beneath import DIR_FLAGS, mount_id, open_dir, remove_tree, split_path, write_all
 from hal.linux.blobs import LinuxBlobStore
 from hal.linux.layers import Budget, unpack_layer
 from hal.linux.oserror import hal_error
+from hal.linux.users import ID_LIMIT
 from hal.linux.workers import Check, Workers
-from hal.ports import Done, FileInfo
+from hal.ports import TREE_TOP, Done, FileInfo
 
 ENTRIES_LIMIT: Final = 1_000_000  # of one checkout or scan
 LAYERS_LIMIT: Final = 128
@@ -35,8 +36,11 @@ Entry = tuple[FileInfo, bytes]
 
 
 class LinuxTrees:
-    """`hal.ports.Trees`. Owners are not part of `FileInfo`: a checkout belongs to this process's
-    user. Device nodes in layers are left out unless `devices` is set."""
+    """`hal.ports.Trees`. Owners are restored when the effective user is root, for whom a chown(2)
+    that fails is an error like any other; nobody else may give files away, so without root all of
+    a checkout belongs to this process's user and the owners of its entries are not looked at.
+    Extended attributes (ACLs, file capabilities) and times are not kept. Device nodes in layers
+    are left out unless `devices` is set."""
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class LinuxTrees:
 
     def submit_scan(self, path: str, deadline_ns: int, done: Done[Sequence[Entry]]) -> None:
         """What is mounted below the tree is left out too. Names that are not UTF-8 are Refused:
-        no manifest could hold them."""
+        no manifest could hold them. Owners are recorded as this process sees them."""
         what = f"scan of {path!r}"
         self._workers.submit(what, partial(self._scan, path), deadline_ns, done)
 
@@ -166,36 +170,50 @@ class LinuxTrees:
     def _checkout(self, entries: list[Entry], root_fd: int, check: Check) -> None:
         if len(entries) > ENTRIES_LIMIT:
             raise Refused(f"{len(entries)} entries, at most {ENTRIES_LIMIT}")
-        modes = []
-        for info, digest in sorted(entries, key=lambda entry: entry[0].path.split("/")):
+        directories: list[FileInfo] = []
+        seen_top = False
+        for info, digest in sorted(entries, key=_outer_first):
             check()
-            *above, name = split_path(info.path) or [""]
-            if not name:
-                raise Refused("an entry with an empty path")
+            _check_owner(info)
+            if info.path != TREE_TOP:
+                self._make(info, digest, root_fd, check)
+            elif info.kind != "dir" or seen_top:
+                raise Refused(f"entry {TREE_TOP!r} is no directory, or comes twice")
+            else:
+                seen_top = True
+            if info.kind == "dir":
+                directories.append(info)
+        # At last, the inner ones first: a closed directory can't be filled, nor entered.
+        for info in reversed(directories):
+            fd = open_dir(root_fd, [] if info.path == TREE_TOP else split_path(info.path))
             try:
-                parent = open_dir(root_fd, above, make=True)
-            except NotADirectoryError as exc:
-                raise Refused(f"entry {info.path!r} lies below a file") from exc
-            try:
-                if info.kind == "dir":
-                    os.mkdir(name, 0o700, dir_fd=parent)
-                    modes.append((info.path, info.mode))
-                elif info.kind == "symlink":
-                    os.symlink(info.target, name, dir_fd=parent)
-                elif info.kind == "file":
-                    self._copy_out(digest, parent, name, info, check)
-                else:
-                    raise Refused(f"entry {info.path!r} is of the unknown kind {info.kind!r}")
-            except FileExistsError as exc:
-                raise Refused(f"entry {info.path!r} comes twice") from exc
-            finally:
-                os.close(parent)
-        for path, mode in reversed(modes):  # at last: a read-only directory could not be filled
-            fd = open_dir(root_fd, split_path(path))
-            try:
-                os.fchmod(fd, mode & 0o7777)
+                _attributes(fd, info)
             finally:
                 os.close(fd)
+
+    def _make(self, info: FileInfo, digest: bytes, root_fd: int, check: Check) -> None:
+        *above, name = split_path(info.path) or [""]
+        if not name:
+            raise Refused("an entry with an empty path")
+        try:
+            parent = open_dir(root_fd, above, make=True)
+        except NotADirectoryError as exc:
+            raise Refused(f"entry {info.path!r} lies below a file") from exc
+        try:
+            if info.kind == "dir":
+                os.mkdir(name, 0o700, dir_fd=parent)
+            elif info.kind == "symlink":
+                os.symlink(info.target, name, dir_fd=parent)
+                if os.geteuid() == 0:
+                    os.chown(name, info.uid, info.gid, dir_fd=parent, follow_symlinks=False)
+            elif info.kind == "file":
+                self._copy_out(digest, parent, name, info, check)
+            else:
+                raise Refused(f"entry {info.path!r} is of the unknown kind {info.kind!r}")
+        except FileExistsError as exc:
+            raise Refused(f"entry {info.path!r} comes twice") from exc
+        finally:
+            os.close(parent)
 
     def _copy_out(
         self, digest: bytes, parent: int, name: str, info: FileInfo, check: Check
@@ -211,7 +229,7 @@ class LinuxTrees:
             fd = os.open(name, flags, 0o600, dir_fd=parent)
             try:
                 _copy(source, fd, check)
-                os.fchmod(fd, info.mode & 0o7777)
+                _attributes(fd, info)
             finally:
                 os.close(fd)
         finally:
@@ -219,11 +237,15 @@ class LinuxTrees:
 
     def _scan(self, path: str, check: Check) -> Sequence[Entry]:
         found: list[Entry] = []
+        parts = self._parts(path)
         try:
-            top = open_dir(self._fd, self._parts(path))
+            top = open_dir(self._fd, parts)
         except (FileNotFoundError, NotADirectoryError) as exc:
-            raise Unavailable(f"tree {path!r}: {exc.strerror}") from exc
+            raise Absent(f"tree {path!r}: {exc.strerror}") from exc
+        except Refused as exc:  # the path itself is plain: a symlink is on the way
+            raise Absent(f"tree {path!r}: {exc}") from exc
         try:
+            found.append((_info(TREE_TOP, "dir", os.fstat(top), 0), b""))
             self._scan_dir(top, "", mount_id(top), found, check)
         finally:
             os.close(top)
@@ -281,8 +303,35 @@ class LinuxTrees:
 def _info(
     path: str, kind: str, info: os.stat_result, size_bytes: int, target: str = ""
 ) -> FileInfo:
-    mode = stat.S_IMODE(info.st_mode)
-    return FileInfo(path=path, kind=kind, mode=mode, size_bytes=size_bytes, target=target)
+    return FileInfo(
+        path=path,
+        kind=kind,
+        mode=stat.S_IMODE(info.st_mode),
+        size_bytes=size_bytes,
+        target=target,
+        uid=info.st_uid,
+        gid=info.st_gid,
+    )
+
+
+def _outer_first(entry: Entry) -> list[str]:
+    path = entry[0].path
+    return [] if path == TREE_TOP else path.split("/")
+
+
+def _check_owner(info: FileInfo) -> None:
+    for number in (info.uid, info.gid):
+        if not 0 <= number <= ID_LIMIT:
+            raise Refused(
+                f"entry {info.path!r} has the owner {info.uid}:{info.gid}; ids are 0..{ID_LIMIT}"
+            )
+
+
+def _attributes(fd: int, info: FileInfo) -> None:
+    """Owner, for root alone, and mode."""
+    if os.geteuid() == 0:
+        os.fchown(fd, info.uid, info.gid)
+    os.fchmod(fd, info.mode & 0o7777)  # after the owner: a chown clears setuid
 
 
 def _check_text(text: str) -> None:

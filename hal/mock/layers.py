@@ -57,7 +57,7 @@ def _apply(tree: MemoryTree, archive: tarfile.TarFile) -> None:
         parts = _parts(member.name)
         if not parts:
             if member.isdir():
-                tree.root.mode = member.mode & 0o7777
+                _attributes(tree.root, member)
             continue
         parent = resolve(tree, parts[:-1], member.name)
         path = "/".join([*parent, parts[-1]])
@@ -78,15 +78,15 @@ def _parts(name: str) -> list[str]:
 
 def _put(tree: MemoryTree, path: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
     entry: Entry
-    mode = member.mode & 0o7777
     if member.isdir():
         found = tree.find(path)
         if isinstance(found, Dir):
-            found.mode = mode
+            _attributes(found, member)
             return
-        entry = Dir(mode=mode)
+        entry = Dir()
+        _attributes(entry, member)
     elif member.issym():
-        entry = Link(member.linkname)
+        entry = Link(member.linkname, uid=member.uid, gid=member.gid)
     elif member.islnk():
         *parents, last = _parts(member.linkname) or [""]
         target = tree.find("/".join([*resolve(tree, parents, member.name), last]))
@@ -99,12 +99,17 @@ def _put(tree: MemoryTree, path: str, member: tarfile.TarInfo, archive: tarfile.
         data = source.read()
         if len(data) != member.size:
             raise Refused(f"layer member {member.name!r} ends after {len(data)} bytes")
-        entry = File(data, mode)
+        entry = File(data)
+        _attributes(entry, member)
     else:
         return  # devices, fifos: a container's runtime makes its own
     if isinstance(tree.find(path), Dir):
         tree.remove(path)
     tree.put(path, entry)
+
+
+def _attributes(entry: File | Dir, member: tarfile.TarInfo) -> None:
+    entry.mode, entry.uid, entry.gid = member.mode & 0o7777, member.uid, member.gid
 
 
 def resolve(tree: MemoryTree, parts: list[str], what: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""A file tree in memory: directories, files, symbolic links; no owners, no permissions enforced."""
+"""A file tree in memory: directories, files, symbolic links. Owners and permission bits are kept,
+never enforced."""
 
 from __future__ import annotations
 
@@ -17,18 +18,24 @@ LINK_MODE = 0o777
 class File:
     data: bytes = b""
     mode: int = FILE_MODE
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass(slots=True)
 class Link:
     target: str
     mode: int = LINK_MODE
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass(slots=True)
 class Dir:
     children: dict[str, Entry] = field(default_factory=dict)
     mode: int = DIR_MODE
+    uid: int = 0
+    gid: int = 0
 
 
 Entry: TypeAlias = File | Link | Dir

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from hal.errors import Refused, Unavailable
+from hal.errors import Absent, Refused, Unavailable
 from hal.mock.later import run_later
 from hal.mock.layers import apply_layer
 from hal.mock.tree import Dir, Entry, File, Link, MemoryTree, split
-from hal.ports import Done, FileInfo
+from hal.ports import TREE_TOP, Done, FileInfo
 
 if TYPE_CHECKING:
     from hal.mock.disk import Disk
     from hal.mock.node import Node
+
+ID_LIMIT: Final = 0xFFFF_FFFE  # chown(2)
 
 
 class MockTrees:
@@ -58,7 +60,7 @@ class MockTrees:
     def submit_scan(
         self, path: str, deadline_ns: int, done: Done[Sequence[tuple[FileInfo, bytes]]]
     ) -> None:
-        """Files below `path` into the blob store. Unavailable when there is no such tree."""
+        """Files below `path` into the blob store. Absent when there is no such tree."""
         size = sum(len(e.data) for _, e in self._disk.tree.walk(path) if isinstance(e, File))
         run_later(
             self._node,
@@ -75,9 +77,17 @@ class MockTrees:
         self._replace(path, fresh)
 
     def _checkout(self, files: Sequence[tuple[FileInfo, bytes]], path: str) -> None:
-        fresh = MemoryTree()
+        fresh, topped = MemoryTree(), False
         for info, digest in sorted(files, key=lambda item: item[0].path):
             entry: Entry
+            if not all(0 <= number <= ID_LIMIT for number in (info.uid, info.gid)):
+                raise Refused(f"{info.path!r}: owner {info.uid}:{info.gid}, ids are 0..{ID_LIMIT}")
+            if info.path == TREE_TOP:
+                if info.kind != "dir" or topped:
+                    raise Refused(f"entry {TREE_TOP!r} is no directory, or comes twice")
+                topped = True
+                fresh.root.mode, fresh.root.uid, fresh.root.gid = info.mode, info.uid, info.gid
+                continue
             if info.kind == "dir":
                 found = fresh.find(info.path)
                 entry = Dir(found.children if isinstance(found, Dir) else {}, info.mode)
@@ -90,31 +100,37 @@ class MockTrees:
                 entry = File(data, info.mode)
             else:
                 raise Refused(f"{info.path!r}: kind {info.kind!r}; want file, dir or symlink")
+            entry.uid, entry.gid = info.uid, info.gid
             fresh.put(info.path, entry)
         self._replace(path, fresh)
 
     def _scan(self, path: str) -> Sequence[tuple[FileInfo, bytes]]:
         self._disk.check_read(path)
-        if not isinstance(self._disk.tree.find(path), Dir):
-            raise Unavailable(f"{self._disk.name}: no tree {path!r}")
+        top = self._disk.tree.find(path)
+        if not isinstance(top, Dir):
+            raise Absent(f"{self._disk.name}: no tree {path!r}")
         found: list[tuple[FileInfo, bytes]] = []
-        for name, entry in self._disk.tree.walk(path):
+        everything = [(TREE_TOP, top), *self._disk.tree.walk(path)]
+        for name, entry in sorted(everything, key=lambda item: item[0]):
+            kind, digest, size, target = "dir", b"", 0, ""
             if isinstance(entry, File):
                 digest = hashlib.sha256(entry.data).digest()
                 if digest not in self._disk.blobs:
                     self._disk.need(len(entry.data), name)
                     self._disk.blobs[digest] = entry.data
                     self._disk.blob_bytes += len(entry.data)
-                size = len(entry.data)
-                info = FileInfo(path=name, kind="file", mode=entry.mode, size_bytes=size)
+                kind, size = "file", len(entry.data)
             elif isinstance(entry, Link):
-                digest = b""
-                info = FileInfo(
-                    path=name, kind="symlink", mode=entry.mode, size_bytes=0, target=entry.target
-                )
-            else:
-                digest = b""
-                info = FileInfo(path=name, kind="dir", mode=entry.mode, size_bytes=0)
+                kind, target = "symlink", entry.target
+            info = FileInfo(
+                path=name,
+                kind=kind,
+                mode=entry.mode,
+                size_bytes=size,
+                target=target,
+                uid=entry.uid,
+                gid=entry.gid,
+            )
             found.append((info, digest))
         return found
 

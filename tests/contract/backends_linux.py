@@ -131,8 +131,18 @@ def trees(tmp_path: Path, reactor: Reactor) -> rigs.TreesRig:
         files=seen,
         path=lambda name: str(root / name),
         listing=lambda name: _listing(root / name),
+        owners=(lambda name: _owners(root / name)) if os.geteuid() == 0 else None,
         close=close,
     )
+
+
+def _owners(top: Path) -> Mapping[str, tuple[int, int, int]]:
+    found = {}
+    for path in (top, *top.rglob("*")):
+        info = path.lstat()
+        name = str(path.relative_to(top))
+        found[name] = (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode))
+    return found
 
 
 def _listing(top: Path) -> Mapping[str, tuple[str, int, bytes]]:

@@ -18,7 +18,7 @@ from hal.mock.program import Launch
 from hal.mock.runtime import MockRuntime
 from hal.mock.slot import Slot
 from hal.mock.spawner import MockSpawner
-from hal.mock.tree import File, Link
+from hal.mock.tree import Dir, File, Link
 from hal.mock.trees import MockTrees
 from hal.mock.window import MockWindowPair
 from hal.ports import Event, InstanceSpec, ProcessSpec, Reactor
@@ -118,12 +118,19 @@ def trees(tmp_path: Path, reactor: Reactor) -> rigs.TreesRig:
                 out[path] = ("dir", entry.mode, b"")
         return out
 
+    def owners(name: str) -> Mapping[str, tuple[int, int, int]]:
+        top = disk.tree.find(f"trees/{name}")
+        assert isinstance(top, Dir)
+        below = disk.tree.walk(f"trees/{name}")
+        return {path: (e.uid, e.gid, e.mode) for path, e in ((".", top), *below)}
+
     return rigs.TreesRig(
         trees=MockTrees(node, disk),
         blobs=MockBlobs(node, disk),
         files=MockFiles(disk, "trees"),
         path=lambda name: f"/trees/{name}",
         listing=listing,
+        owners=owners,
     )
 
 

@@ -102,6 +102,9 @@ class TreesRig(Rig):
     path: Callable[[str], str]  # "name" -> the path argument that `trees` wants
     listing: Callable[[str], Mapping[str, tuple[str, int, bytes]]]
     # "name" -> {relative path: (kind, permission bits, content or symlink target)}; {} if absent
+    owners: Callable[[str], Mapping[str, tuple[int, int, int]]] | None = None
+    # "name" -> {relative path, "." for the tree: (uid, gid, permission bits)}, seen from outside;
+    # None where files can't be given away
 
 
 @dataclass(kw_only=True)

@@ -5,11 +5,12 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from hal.errors import HalError, Refused, Unavailable
-from hal.ports import FileInfo
+from hal.errors import Absent, HalError, Refused, Unavailable
+from hal.ports import TREE_TOP, FileInfo
 from tests.contract.results import Result, soon
 from tests.contract.rigs import TreesRig, World
 
@@ -18,12 +19,13 @@ TYPES = {"dir": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE, "link": tarfile.LNK
 Member = tuple[str, str, bytes]  # name, kind, content or link target
 
 
-def tar(members: Sequence[Member], *, mode: int = 0o644) -> bytes:
+def tar(members: Sequence[Member], *, mode: int = 0o644, owner: tuple[int, int] = (0, 0)) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
             info.mode = 0o755 if kind == "dir" else mode
+            info.uid, info.gid = owner
             if kind == "file":
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
@@ -67,6 +69,19 @@ def scan(rig: TreesRig, world: World, name: str = "v") -> list[tuple[FileInfo, b
     result: Result[Sequence[tuple[FileInfo, bytes]]] = Result()
     rig.trees.submit_scan(rig.path(name), soon(world), result)
     return list(result.wait(world))
+
+
+def below(found: Sequence[tuple[FileInfo, bytes]]) -> list[tuple[FileInfo, bytes]]:
+    """A scan without the tree's own directory."""
+    assert [info.path for info, _ in found].count(TREE_TOP) == 1
+    return [entry for entry in found if entry[0].path != TREE_TOP]
+
+
+def owned(
+    entry: tuple[FileInfo, bytes], uid: int, gid: int, mode: int | None = None
+) -> tuple[FileInfo, bytes]:
+    mode = entry[0].mode if mode is None else mode
+    return replace(entry[0], uid=uid, gid=gid, mode=mode), entry[1]
 
 
 def file(rig: TreesRig, path: str, data: bytes, mode: int = 0o644) -> tuple[FileInfo, bytes]:
@@ -218,7 +233,7 @@ def test_a_checkout_over_a_tree_removes_what_is_not_in_it(rig: TreesRig, world: 
 def test_a_checkout_of_nothing_is_an_empty_tree(rig: TreesRig, world: World) -> None:
     checkout(rig, world, [])
     assert rig.listing("v") == {}
-    assert scan(rig, world) == []
+    assert below(scan(rig, world)) == []
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x"])
@@ -238,7 +253,7 @@ def test_a_scan_gives_back_what_a_checkout_made(rig: TreesRig, world: World) -> 
         symlink("l", "../anywhere"),
     ]
     checkout(rig, world, made)
-    found = scan(rig, world)
+    found = below(scan(rig, world))
     assert [(i.path, i.kind, i.size_bytes, i.target, d) for i, d in found] == [
         (i.path, i.kind, i.size_bytes, i.target, d) for i, d in made
     ]
@@ -260,10 +275,98 @@ def test_a_scan_is_sorted_by_path(rig: TreesRig, world: World) -> None:
         rig.files.write(name, b"x")
     paths = [info.path for info, _ in scan(rig, world)]
     assert paths == sorted(paths)
-    assert set(paths) == {"A", "a", "a.b", "a/y", "a/z", "b"}
+    assert set(paths) == {TREE_TOP, "A", "a", "a.b", "a/y", "a/z", "b"}
 
 
-def test_a_scan_of_what_is_not_there_is_unavailable(rig: TreesRig, world: World) -> None:
+@pytest.mark.parametrize("name", ["absent", "v/file", "v/door", "v/door/d", "v/file/d"])
+def test_a_scan_of_what_is_no_directory_here_is_absent(
+    rig: TreesRig, world: World, name: str
+) -> None:
+    checkout(rig, world, [file(rig, "file", b"1"), directory("d/d"), symlink("door", "d")])
     result: Result[Sequence[tuple[FileInfo, bytes]]] = Result()
-    rig.trees.submit_scan(rig.path("absent"), soon(world), result)
-    assert isinstance(result.error(world), Unavailable)
+    rig.trees.submit_scan(rig.path(name), soon(world), result)
+    assert isinstance(result.error(world), Absent)
+
+
+def all_owned(rig: TreesRig) -> list[tuple[FileInfo, bytes]]:
+    return [
+        owned(directory(TREE_TOP), 1000, 1001, 0o2770),
+        owned(directory("closed"), 1002, 1003, 0o500),
+        owned(file(rig, "closed/a", b"one", 0o4711), 1004, 0),
+        owned(file(rig, "empty", b""), 0, 0xFFFF_FFFE),
+        owned(symlink("l", "/nowhere"), 1005, 1006),
+    ]
+
+
+def test_owners_and_modes_come_back_as_they_were_scanned(rig: TreesRig, world: World) -> None:
+    if rig.owners is None:
+        pytest.skip("files can't be given away here")
+    made = all_owned(rig)
+    checkout(rig, world, made)
+    assert rig.owners("v") == {
+        ".": (1000, 1001, 0o2770),
+        "closed": (1002, 1003, 0o500),
+        "closed/a": (1004, 0, 0o4711),
+        "empty": (0, 0xFFFF_FFFE, 0o644),
+        "l": (1005, 1006, 0o777),
+    }
+    found = scan(rig, world)
+    assert found == made
+    checkout(rig, world, found, "again")
+    assert rig.owners("again") == rig.owners("v")
+
+
+def test_owners_are_never_a_reason_to_fail_where_they_cannot_be_kept(
+    rig: TreesRig, world: World
+) -> None:
+    checkout(rig, world, all_owned(rig))
+    assert set(rig.listing("v")) == {"closed", "closed/a", "empty", "l"}
+    top = next(info for info, _ in scan(rig, world) if info.path == TREE_TOP)
+    assert top.mode & 0o777 == 0o770
+
+
+def test_a_checkout_that_does_not_say_whose_the_tree_is_makes_a_plain_directory(
+    rig: TreesRig, world: World
+) -> None:
+    checkout(rig, world, [owned(directory(TREE_TOP), 1000, 1000, 0o700)])
+    checkout(rig, world, [file(rig, "a", b"1")])
+    ((top, _),) = [entry for entry in scan(rig, world) if entry[0].path == TREE_TOP]
+    assert (top.kind, top.mode, top.size_bytes) == ("dir", 0o755, 0)
+    if rig.owners is not None:
+        assert rig.owners("v") == {".": (0, 0, 0o755), "a": (0, 0, 0o644)}
+
+
+def test_the_owners_of_an_images_files_are_scanned(rig: TreesRig, world: World) -> None:
+    if rig.owners is None:
+        pytest.skip("files can't be given away here")
+    members = [(".", "dir", b""), ("d", "dir", b""), ("d/a", "file", b"1"), ("l", "symlink", b"d")]
+    unpack(rig, world, tar(members, owner=(70, 71)))
+    found = scan(rig, world, "t")
+    assert {info.path: (info.uid, info.gid) for info, _ in found} == dict.fromkeys(
+        (".", "d", "d/a", "l"), (70, 71)
+    )
+
+
+@pytest.mark.parametrize(
+    "owner", [(-1, 0), (0, -1), (0xFFFF_FFFF, 0), (0, 0xFFFF_FFFF), (1 << 32, 0)]
+)
+def test_an_owner_that_no_file_can_have_is_refused_and_nothing_is_left(
+    rig: TreesRig, world: World, owner: tuple[int, int]
+) -> None:
+    for entry in (file(rig, "a", b"1"), directory("d"), symlink("l", "a"), directory(TREE_TOP)):
+        result: Result[None] = Result()
+        rig.trees.submit_checkout([owned(entry, *owner)], rig.path("v"), soon(world), result)
+        assert isinstance(result.error(world), Refused)
+        assert list(rig.files.names("")) == []
+
+
+def test_the_tree_itself_is_one_directory(rig: TreesRig, world: World) -> None:
+    for wrong in (
+        [directory(TREE_TOP), directory(TREE_TOP, 0o700)],
+        [file(rig, TREE_TOP, b"1")],
+        [symlink(TREE_TOP, "/etc")],
+    ):
+        result: Result[None] = Result()
+        rig.trees.submit_checkout(wrong, rig.path("v"), soon(world), result)
+        assert isinstance(result.error(world), Refused)
+        assert list(rig.files.names("")) == []

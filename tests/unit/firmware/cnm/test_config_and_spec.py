@@ -9,6 +9,7 @@ from firmware.board_types import BoardAccelerator, Module
 from firmware.cnm.config import CnmConfig
 from firmware.cnm.spec import read_manifest, read_spec, write_manifest
 from firmware.fields import FieldError
+from firmware.storage import VolumeError, manifest_digests
 from hal.ports import FileInfo
 
 CONFIG = CnmConfig(
@@ -131,7 +132,8 @@ def test_a_healthcheck_of_none_is_none() -> None:
 def test_a_manifest_is_canonical_and_reads_back() -> None:
     entries = [
         (FileInfo(path="b", kind="file", mode=0o644, size_bytes=3), b"x" * 32),
-        (FileInfo(path="a", kind="dir", mode=0o755, size_bytes=0), b""),
+        (FileInfo(path="a", kind="dir", mode=0o755, size_bytes=0, uid=1000, gid=7), b""),
+        (FileInfo(path=".", kind="dir", mode=0o2770, size_bytes=0, uid=0xFFFF_FFFE), b""),
         (FileInfo(path="c", kind="symlink", mode=0o777, size_bytes=0, target="b"), b""),
     ]
     data = write_manifest(entries)
@@ -139,8 +141,45 @@ def test_a_manifest_is_canonical_and_reads_back() -> None:
     assert list(read_manifest(data)) == sorted(entries, key=lambda entry: entry[0].path)
 
 
+def test_the_manifest_of_a_volume_in_bytes() -> None:  # from SPEC.md section 13, by hand
+    entries = [
+        (FileInfo(path="f", kind="file", mode=420, size_bytes=3, uid=1000, gid=7), b"\xab" * 32),
+        (FileInfo(path=".", kind="dir", mode=0o750, size_bytes=0, uid=1000), b""),
+    ]
+    assert write_manifest(entries) == (
+        b'{"entries":[{"digest":"","gid":0,"kind":"dir","mode":488,"path":".","size_bytes":0,'
+        b'"target":"","uid":1000},{"digest":"' + b"ab" * 32 + b'","gid":7,"kind":"file",'
+        b'"mode":420,"path":"f","size_bytes":3,"target":"","uid":1000}],"schema":"apf-volume/1"}'
+    )
+
+
+def test_a_manifest_from_before_owners_reads_as_roots() -> None:
+    row = {"path": "a", "kind": "symlink", "mode": 511, "size_bytes": 0, "target": "b"}
+    data = json.dumps({"schema": "apf-volume/1", "entries": [row]}).encode()
+    ((info, digest),) = read_manifest(data)
+    assert (info.path, info.uid, info.gid, digest) == ("a", 0, 0, b"")
+
+
+@pytest.mark.parametrize("key", ["uid", "gid"])
+@pytest.mark.parametrize("value", [-1, 0xFFFF_FFFF, 1 << 32, 1.0, True, "0", None, [], {}])
+def test_an_owner_that_is_none_is_refused_with_words_at_both_ends(key: str, value: object) -> None:
+    rows = [{"path": ".", "kind": "dir", "mode": 493, "size_bytes": 0, "digest": "", key: value}]
+    data = json.dumps({"schema": "apf-volume/1", "entries": rows}).encode()
+    with pytest.raises(FieldError, match=rf"entries\[0\]\.{key}: wanted an integer 0\.\."):
+        list(read_manifest(data))
+    with pytest.raises(VolumeError, match=rf"entries\[0\]\.{key} .*wanted an integer 0\.\."):
+        manifest_digests(data, "data")
+
+
+def test_the_volume_itself_is_a_directory() -> None:
+    rows = [{"path": ".", "kind": "symlink", "mode": 511, "size_bytes": 0, "target": "/etc"}]
+    data = json.dumps({"schema": "apf-volume/1", "entries": rows}).encode()
+    with pytest.raises(FieldError, match=r"entries\[0\]\.kind"):
+        list(read_manifest(data))
+
+
 def test_a_manifest_that_leaves_its_tree_is_refused() -> None:
-    for path in ("../x", "/x", "a//b", "a/./b", ""):
+    for path in ("../x", "/x", "a//b", "a/./b", "", "./a", "..", "./"):
         rows = [{"path": path, "kind": "dir", "mode": 493, "size_bytes": 0}]
         data = json.dumps({"schema": "apf-volume/1", "entries": rows}).encode()
         with pytest.raises(FieldError, match="path"):
