@@ -89,10 +89,12 @@ class Discovery:
                 self._ask(cnm, "agent", self._set_agent_eid)
             elif cnm.lease.admissible:
                 self._ask(cnm, "admit", self._read_status)
+            elif cnm.lease.state is LeaseState.SUSPECT:
+                self._ask(cnm, "probe", self._probe_agent)
 
     def forget(self, cnm: Cnm) -> None:
         """The module lost its power or is being fenced: end what is being asked."""
-        for link in ("mc", "agent", "admit"):
+        for link in ("mc", "agent", "admit", "probe"):
             self._asking.discard((cnm.id, link))
             self._asked_ns.pop((cnm.id, link), None)
         cnm.mc.abandon("the module is gone")
@@ -269,6 +271,10 @@ class Discovery:
                 self._admit(cnm)
 
         self._status.read(cnm, read)
+
+    def _probe_agent(self, cnm: Cnm) -> None:
+        """Rule 10 calls a link silent that was asked: a SUSPECT's agent is, until it returns."""
+        self._status.read(cnm, lambda _good: self._stop_asking(cnm, "probe"))
 
     def _admit(self, cnm: Cnm) -> None:
         """Rules 2 and 11: grants begin when its instances were read and "granted" is on disk."""
