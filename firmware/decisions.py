@@ -41,6 +41,7 @@ class Decisions:
         self.workloads: dict[str, WorkloadDecision] = {}
         self.assignments: dict[str, Assignment] = {}
         self.pending: set[str] = set()  # instances with a decision on its way to the disk
+        self._by_cnm: dict[str, dict[str, None]] = {}  # module -> instances, in order
         self.epoch = 0
         self.card_uuid = b""
         self.on_assignment: Callable[[str], None] = lambda _instance: None
@@ -56,7 +57,7 @@ class Decisions:
                 workload=Workload.from_json(document), deleted=bool(record.get("deleted"))
             )
         for name, record in self.journal.items(Kind.ASSIGNMENT).items():
-            self.assignments[name] = Assignment.from_json(record)
+            self._take(Assignment.from_json(record))
         value: Any = (self.journal.get(Kind.META, GENERATION_KEY) or {}).get("value", 0)
         places = [a.place for a in self.assignments.values()]
         places += [a.target for a in self.assignments.values()]
@@ -91,7 +92,8 @@ class Decisions:
         batch.append(Change(kind=Kind.META, key=GENERATION_KEY, value={"value": self._generation}))
 
         def applied() -> None:
-            self.assignments.update((item.instance, item) for item in changes)
+            for item in changes:
+                self._take(item)
 
         self._commit([item.instance for item in changes], batch, applied, done)
 
@@ -100,8 +102,26 @@ class Decisions:
         batch = [Change(kind=Kind.ASSIGNMENT, key=instance, value=None)]
         self._commit([instance], batch, lambda: self._drop(instance), done)
 
+    def concerned(self, cnm_id: str) -> list[str]:
+        """The instances whose place or target is on this module."""
+        return list(self._by_cnm.get(cnm_id, ()))
+
+    def _take(self, assignment: Assignment) -> None:
+        self._unlist(assignment.instance)
+        self.assignments[assignment.instance] = assignment
+        for place in (assignment.place, assignment.target):
+            if place is not None:
+                self._by_cnm.setdefault(place.cnm, {})[assignment.instance] = None
+
     def _drop(self, instance: str) -> None:
+        self._unlist(instance)
         self.assignments.pop(instance, None)
+
+    def _unlist(self, instance: str) -> None:
+        old = self.assignments.get(instance)
+        for place in (old.place, old.target) if old is not None else ():
+            if place is not None:
+                self._by_cnm.get(place.cnm, {}).pop(instance, None)
 
     def accept(
         self,

@@ -34,7 +34,9 @@ class Gates:
         ended_well = assignment.ending is not None and not assignment.ending.failed
         if condition is Condition.COMPLETED:
             return ended_well
-        status = self._inventory.look(assignment.place, instance).status
+        # as last reported, be the report behind a command or not: who waits is woken by a change
+        # of the status, and a start that comes a little early or late does no harm
+        status = self._inventory.reported(assignment.place, instance)
         running = (
             status is not None
             and status.state == InstanceState.RUNNING

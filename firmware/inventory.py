@@ -177,6 +177,13 @@ class Inventory:
             return Seen(sight=Sight.UNSURE)
         return Seen(sight=Sight.CURRENT, status=cnm.observed.get(instance), draining=cnm.draining)
 
+    def reported(self, place: Place, instance: str) -> InstanceStatus | None:
+        """What the module at `place` said last, whether that can be relied on or not."""
+        cnm = self._cnms.get(place.cnm)
+        if cnm is None or cnm.boot_id != place.boot_id:
+            return None
+        return cnm.observed.get(instance)
+
     def left_behind(self, instance: str) -> list[Place]:
         """Where something dead or never started of `instance` still lies, as the newest reports
         say: after a move, its source."""

@@ -95,12 +95,7 @@ class Reconciler:
 
     def kick_cnm(self, cnm: Cnm) -> None:
         """Everything that is, or is about to be, on this module; and what waits for room."""
-        for assignment in self._decisions.assignments.values():
-            if cnm.id in (
-                assignment.place.cnm if assignment.place else None,
-                assignment.target.cnm if assignment.target else None,
-            ):
-                self.kick(assignment.instance)
+        self.kick_all(self._decisions.concerned(cnm.id))
         self.kick_pending()
 
     def kick_pending(self) -> None:
@@ -117,10 +112,8 @@ class Reconciler:
             self.kick(instance)
             self._kick_dependents(instance)
         self._sweeper.look(cnm)
-        for assignment in self._decisions.assignments.values():
-            # even an unchanged report may be the newer one that somebody waits for
-            if assignment.place is not None and assignment.place.cnm == cnm.id:
-                self.kick(assignment.instance)
+        # even an unchanged report may be the newer one that somebody waits for
+        self.kick_all(self._decisions.concerned(cnm.id))
 
     def _kick_dependents(self, instance: str) -> None:
         assignment = self._decisions.assignments.get(instance)

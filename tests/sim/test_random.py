@@ -12,8 +12,10 @@ from hal.ports import FenceKind
 from tests.sim.documents import component, image, layer, volume, workload
 from tests.sim.world import SECOND, RpcFailure, World
 
-SEEDS = 40
-STEPS = 25
+STEPS = 40
+# the first ones, and those that once found something: moves and removals that waited for ever for
+# a report that had come, a dependant that nobody woke
+SEEDS = [*range(32), 116, 195, 232, 243, 276, 280, 304, 398]
 APP = layer({"bin/app": bytes(150_000)})
 NOISE = LinePlan(drop=0.01, flip=0.01, truncate=0.01, garbage=0.01, duplicate=0.01)
 
@@ -51,7 +53,7 @@ class Schedule:
             component("spread", replicas=3, placement={"spread": True}),
         ]
         chosen = rng.sample(kinds, rng.randint(1, 3))
-        if len(chosen) > 1 and rng.random() < 0.3:
+        if len(chosen) > 1 and rng.random() < 0.3 and chosen[1]["name"] not in ("bad", "job"):
             chosen[0]["depends_on"] = [{"component": chosen[1]["name"], "condition": "started"}]
         return workload(name, *chosen)
 
@@ -189,7 +191,7 @@ class Schedule:
         line.a_to_b.faults.plan = line.b_to_a.faults.plan = NOISE
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_any_schedule_keeps_the_invariants_and_comes_to_rest(seed: int) -> None:
     run = Schedule(seed)
     try:

@@ -312,13 +312,14 @@ class World:
         if card.deployer._jobs:
             return f"jobs under way: {sorted(card.deployer._jobs)}"
         wanted: set[str] = set()
-        for name, row in self.ps().items():
+        rows = self.ps()
+        for name, row in rows.items():
             wanted.add(name)
             found = running.get(name)
             if row["phase"] == "RUNNING":
                 if found is None or found[:2] != (row["cnm"], row["generation"]):
                     return f"{name} is said to be {row['cnm']} g{row['generation']}, is {found}"
-            elif row["phase"] in ("STOPPED", "FAILED", "PENDING"):
+            elif row["phase"] in ("STOPPED", "FAILED", "PENDING") or waits_for_pending(row, rows):
                 if found is not None:
                     return f"{name} is said to be {row['phase']}, and runs: {found}"
             else:
@@ -346,3 +347,16 @@ class World:
             elif now_ns - calm_since_ns >= stays_s * SECOND:
                 return (calm_since_ns - start_ns) / SECOND
             self.kernel.run_for(LOOK_NS if why else CALM_LOOK_NS)
+
+
+def waits_for_pending(row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> bool:
+    """It is prepared, and what it depends on waits for room: that may last."""
+    word, _, rest = str(row["reason"]).partition("waits for ")
+    if word or not rest or row["phase"] != "STARTING":
+        return False
+    other = rest.partition(":")[0]
+    return any(
+        found["phase"] == "PENDING"
+        for found in rows.values()
+        if (found["workload"], found["component"]) == (row["workload"], other)
+    )
