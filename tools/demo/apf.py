@@ -62,7 +62,7 @@ class Row:
 
 
 class Command:
-    """An `apf` that runs in the background."""
+    """An `apf` that runs in the background, and not beyond its `with` block."""
 
     def __init__(self, words: tuple[str, ...], env: Mapping[str, str]) -> None:
         self.words = words
@@ -77,21 +77,31 @@ class Command:
             stderr=self._err,
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._out.close()
+        self._err.close()
+
     def done(self) -> bool:
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        """What has ended stays as it ended."""
+        if not self.done():
+            self._process.kill()
+            self._process.wait()
 
     def output(self) -> str:
-        """All that it printed; after its end, once."""
-        return self._read(self._out)
+        """All that it printed."""
+        return _read(self._out)
 
     def data(self) -> Any:
-        """What it printed. Raises StepFailed unless it ended with 0."""
+        """What it printed, after its end. Raises StepFailed unless that was with 0."""
         assert self._process.returncode is not None
-        text, words = self._read(self._out), self._read(self._err)
+        text, words = _read(self._out), _read(self._err)
         document = json.loads(text) if text.strip() else {}
         if self._process.returncode != 0:
             error = document.get("error") or {}
@@ -102,11 +112,10 @@ class Command:
             )
         return document.get("data")
 
-    @staticmethod
-    def _read(file: IO[str]) -> str:
-        file.seek(0)
-        with file:
-            return file.read()
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 class Apf:
@@ -118,7 +127,7 @@ class Apf:
         self._clock = clock
 
     def begin(self, *words: str) -> Command:
-        """Started; somebody looks after it until it is done."""
+        """Started, to be looked after in a `with` block."""
         return Command(words, self._env)
 
     def call(
@@ -128,9 +137,8 @@ class Apf:
         meanwhile: Callable[[], object] = lambda: None,
     ) -> Any:
         """Run `apf WORDS --json`, doing something else meanwhile; its data. Raises StepFailed."""
-        command = self.begin(*words)
         deadline_ns = self._clock.now_ns() + timeout_ms * MS
-        try:
+        with self.begin(*words) as command:
             while not command.done():
                 meanwhile()
                 if self._clock.now_ns() >= deadline_ns:
@@ -138,10 +146,7 @@ class Apf:
                         f"`apf {' '.join(words)}` did not end within {timeout_ms / 1000:g} s"
                     )
                 pause(self._clock, POLL_MS)
-        finally:
-            if not command.done():
-                command.kill()
-        return command.data()
+            return command.data()
 
     def ask(self, method: str, **params: object) -> Any:
         """One question to the control socket. Raises ToolError."""

@@ -15,11 +15,12 @@ from tools.demo.apf import Apf
 from tools.demo.breaking import Break, Breaker, compose_env
 from tools.demo.context import Context
 from tools.demo.mode import Mode, cores, find_mode, os_name
-from tools.demo.places import DemoPlaces, clear, leftovers, make_places, remove
+from tools.demo.places import DemoPlaces, card_cgroup, clear, leftovers, make_places, remove
 from tools.demo.report import Progress, StepResult, show, verdict
 from tools.demo.runner import run_steps
 from tools.demo.steps import STEPS
 from tools.demo.steps.transfer import BULK_BYTES, LINES
+from tools.demo.waits import MS, POLL_MS, pause
 from tools.errors import BadUsage
 from tools.session import ApfCommand, Session
 
@@ -126,14 +127,12 @@ def _words(mode: Mode) -> str:
 
 def _clean(demo: DemoPlaces, context: Context | None, clock: LinuxClock) -> list[str]:
     """Everything that this run made goes; what resists."""
-    cgroup = context.cgroup if context is not None else ""
+    cgroup = card_cgroup(demo.run) or ""
     if context is not None and leftovers(demo, cgroup):
-        command = context.apf.begin("down")
-        deadline_ns = clock.now_ns() + DOWN_TIMEOUT_MS * 1_000_000
-        while not command.done() and clock.now_ns() < deadline_ns:
-            clock.wait(clock.now_ns() + 20_000_000)
-        if not command.done():
-            command.kill()
+        deadline_ns = clock.now_ns() + DOWN_TIMEOUT_MS * MS
+        with context.apf.begin("down") as command:
+            while not command.done() and clock.now_ns() < deadline_ns:
+                pause(clock, POLL_MS)
     resists = clear(demo, cgroup, clock)
     remove(demo)
     return resists

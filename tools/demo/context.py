@@ -14,6 +14,7 @@ from tools.demo.mode import Mode
 from tools.demo.places import DemoPlaces
 from tools.demo.sampler import Sampler, is_first
 from tools.demo.waits import MS, POLL_MS, wait_for
+from tools.errors import ToolError
 from tools.waiting import why_waiting
 
 HERE: Final = Path(__file__).resolve().parent
@@ -154,12 +155,27 @@ class Context:
 
     def late(self, workload: str) -> str:
         """The instances that are not up, and why, as the card says."""
-        late = [row for row in self.apf.ps(workload) if not row.up]
-        return "; ".join(why_waiting(row.raw) for row in late[:6])
+        return self._ask(
+            lambda: "; ".join(
+                [why_waiting(row.raw) for row in self.apf.ps(workload) if not row.up][:6]
+            )
+        )
 
     def shown(self, workload: str) -> str:
         """Where everything is, as the card says."""
-        return ", ".join(f"{r.instance} {r.phase} on {r.cnm}" for r in self.apf.ps(workload))
+        return self._ask(
+            lambda: ", ".join(
+                f"{row.instance} {row.phase} on {row.cnm}" for row in self.apf.ps(workload)
+            )
+        )
+
+    @staticmethod
+    def _ask(question: Callable[[], str]) -> str:
+        """For a failure's text: that nobody answers is an answer too."""
+        try:
+            return question()
+        except ToolError as exc:
+            return exc.text
 
     def emptiest(self, other_than: str) -> str:
         """The CNM with least processor time given away, by `apf cnm ls`; not an accelerated one

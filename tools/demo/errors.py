@@ -1,5 +1,9 @@
 """How a step ends when what it claims is not so."""
 
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class StepFailed(Exception):
     """`text`: what was wanted, and what was seen instead."""
@@ -13,3 +17,10 @@ def hold(condition: object, text: str) -> None:
     """Raises StepFailed with `text` unless the condition is true."""
     if not condition:
         raise StepFailed(text)
+
+
+def need(value: T | None, text: str) -> T:
+    """The value. Raises StepFailed with `text` when there is none."""
+    if value is None:
+        raise StepFailed(text)
+    return value

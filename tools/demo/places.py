@@ -1,6 +1,7 @@
 """Places of the demo's own, and nothing left in them afterwards."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -61,6 +62,15 @@ def make_places() -> DemoPlaces:
     places.run.mkdir()
     places.state.mkdir()
     return DemoPlaces(top=top, places=places)
+
+
+def card_cgroup(run: Path) -> str | None:
+    """`/apf/RUN_ID` of the card that was started here, as its keeper was told; None when none
+    was."""
+    try:
+        return "/apf/" + str(json.loads((run / "keeper.json").read_text())["run_id"])
+    except OSError:
+        return None
 
 
 def leftovers(demo: DemoPlaces, cgroup: str) -> list[str]:

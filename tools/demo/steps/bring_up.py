@@ -1,6 +1,5 @@
 """`up` and `discover`: the processes of the card, and what it finds."""
 
-import json
 import os
 from typing import Any, Final
 
@@ -8,7 +7,9 @@ from firmware.board_types import Slot
 from hal.local.client import KeeperControl
 from tools.demo import observe, observe_card
 from tools.demo.context import Context
-from tools.demo.errors import StepFailed, hold
+from tools.demo.errors import StepFailed, hold, need
+from tools.demo.observe_card import CardProcess
+from tools.demo.places import card_cgroup
 from tools.demo.runner import Proofs
 from tools.demo.waits import pause
 
@@ -20,33 +21,24 @@ def up(context: Context) -> Proofs:
     """`apf up`: keeper, supervisor, daemon, and one init a CNM."""
     run = context.demo.run
     context.apf.call("up", "--board", context.board_source, timeout_ms=UP_TIMEOUT_MS)
-    daemon = observe_card.one(run, observe_card.DAEMON)
-    keeper = observe_card.one(run, observe_card.KEEPER)
-    hold(daemon, "there is not exactly one daemon process in /proc")
-    hold(keeper, "there is not exactly one keeper process in /proc")
+    daemon = the_one(context, observe_card.DAEMON)
+    keeper = the_one(context, observe_card.KEEPER)
     ids = [slot.id for slot in context.board.slots]
 
-    def all_inits() -> dict[str, observe_card.CardProcess] | None:
+    def all_inits() -> dict[str, CardProcess] | None:
         found = observe_card.by_cnm(run, observe_card.INIT)
         return found if sorted(found) == sorted(ids) else None
 
     inits = context.wait(f"an init for each of {', '.join(ids)} in /proc", all_inits)
-    context.cgroup = "/apf/" + json.loads((run / "keeper.json").read_text())["run_id"]
+    context.cgroup = need(card_cgroup(run), f"{run}/keeper.json names no run id")
     with_keeper = KeeperControl(run)
     try:
         fence = str(with_keeper.call("status")["fence"])
     finally:
         with_keeper.close()
     context.fence = "power" if fence == "fence = power" else "lease"
-    yield (
-        (
-            f"processes in /proc: daemon {daemon.pid}, keeper {keeper.pid}, "
-            if daemon and keeper
-            else ""
-        )
-        + "inits "
-        + ", ".join(f"{name} {item.pid}" for name, item in sorted(inits.items()))
-    )
+    pids = ", ".join(f"{name} {item.pid}" for name, item in sorted(inits.items()))
+    yield f"processes in /proc: daemon {daemon.pid}, keeper {keeper.pid}, inits {pids}"
     if context.fence == "lease":
         yield f"the keeper says: {fence}; so the CNMs are plain processes"
         return
@@ -60,6 +52,12 @@ def up(context: Context) -> Proofs:
         wanted = f"{context.cgroup}/{name}/init"
         hold(found == wanted, f"init of {name} is in cgroup {found}, not {wanted}")
     yield f"each init is PID 1 of a pid namespace of its own, in {context.cgroup}/CNM/init"
+
+
+def the_one(context: Context, module: str) -> CardProcess:
+    """The only process of that module. Raises StepFailed."""
+    found = observe_card.one(context.demo.run, module)
+    return need(found, f"there is not exactly one process of {module} in /proc")
 
 
 def discover(context: Context) -> Proofs:
@@ -110,9 +108,7 @@ def differences(slot: Slot, capacity: dict[str, Any]) -> list[str]:
 def _links(context: Context) -> str:
     """Bytes cross the ptys that daemon and inits hold open."""
     run = context.demo.run
-    daemon = observe_card.one(run, observe_card.DAEMON)
-    hold(daemon, "there is not exactly one daemon process in /proc")
-    card_files = observe_card.open_files(daemon.pid) if daemon else set()
+    card_files = observe_card.open_files(the_one(context, observe_card.DAEMON).pid)
     inits = observe_card.by_cnm(run, observe_card.INIT)
     for slot in context.board.slots:
         for end, files in (

@@ -8,6 +8,7 @@ from tools.demo import observe_card
 from tools.demo.context import SHOP, Context
 from tools.demo.errors import hold
 from tools.demo.runner import Proofs
+from tools.demo.steps.bring_up import the_one
 from tools.errors import ToolError
 
 LEDGER: Final = f"{SHOP}/ledger/0"
@@ -36,9 +37,7 @@ def daemon_killed(context: Context) -> Proofs:
     """Managed again by another daemon; every process is the one that it was."""
     before = context.alive()
     epoch = int(context.apf.ask("status")["epoch"])
-    old = observe_card.one(context.demo.run, observe_card.DAEMON)
-    hold(old, "there is not exactly one daemon process in /proc")
-    assert old is not None
+    old = the_one(context, observe_card.DAEMON)
     timer = context.timer()
     os.kill(old.pid, signal.SIGKILL)
     lost: list[str] = []
@@ -54,11 +53,10 @@ def daemon_killed(context: Context) -> Proofs:
         return status["epoch"] > epoch and all(c["state"] == "LEASED" for c in cnms.values())
 
     context.wait("another daemon that grants every lease", managed)
-    new = observe_card.one(context.demo.run, observe_card.DAEMON)
-    hold(new and new.pid != old.pid, "there is no other daemon process in /proc")
+    new = the_one(context, observe_card.DAEMON)
+    hold(new.pid != old.pid, "there is no other daemon process in /proc")
     hold(not lost, f"{', '.join(sorted(set(lost)))} changed while no daemon was there")
-    number = new.pid if new else 0
-    yield f"kill -9 {old.pid}; daemon {number}, epoch {epoch + 1}, all leased after {timer.ms} ms"
+    yield f"kill -9 {old.pid}; daemon {new.pid}, epoch {epoch + 1}, all leased after {timer.ms} ms"
     context.wait_up(context.services())
     yield untouched(context, before)
     file = str(context.compose("hello"))

@@ -23,12 +23,10 @@ def migrate(context: Context) -> Proofs:
     if rows[LEDGER].cnm != loaded:
         move(context, LEDGER, loaded)
     target = context.emptiest(loaded)
-    follower = context.apf.begin("logs", "-f", LEDGER)
-    try:
+    with context.apf.begin("logs", "-f", LEDGER) as follower:
         sampler = move(context, LEDGER, target)
-    finally:
         follower.kill()
-    lines = follower.output().count("\\n")
+        lines = follower.output().count("\\n")
     yield _nothing_lost(context, sampler)
     yield f"{loaded} -> {target} while burn ran and `apf logs -f` read {lines} lines of it"
     yield sampler.words()
