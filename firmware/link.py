@@ -40,7 +40,6 @@ class Link:
         peer_eid: int = NULL_EID,
     ) -> None:
         self.name = name
-        self.local_eid = local_eid
         self.peer_eid = peer_eid
         self.on_message: Callable[[Message], None] = lambda _message: None
         self.on_state: Callable[[bool, str], None] = lambda _up, _text: None
@@ -51,13 +50,24 @@ class Link:
         self._stream: ByteStream | None = None
         self._rx_bytes = self._rx_packets = 0  # plain: they grow with every packet
         self._deframer = SerialDeframer()
-        self._reassembler = Reassembler()
+        self._reassembler = Reassembler(local_eid=local_eid or None)
+        self._local_eid = local_eid
         self._queue: deque[bytes] = deque()
         self._unsent = memoryview(b"")
         self._writing = False
         self._closed = False
         self._cancel_expire = reactor.call_at(reactor.now_ns() + EXPIRE_NS, self._expire)
         self._open()
+
+    @property
+    def local_eid(self) -> int:
+        """Our own EID on this link; 0 until it is assigned."""
+        return self._local_eid
+
+    @local_eid.setter
+    def local_eid(self, eid: int) -> None:
+        self._local_eid = eid
+        self._reassembler.local_eid = eid or None
 
     @property
     def up(self) -> bool:
@@ -131,20 +141,16 @@ class Link:
                 return
             self._rx_bytes += len(data)
             now_ns = self._reactor.now_ns()
-            for packet in self._deframer.feed(data):
-                self._on_packet(packet, now_ns)
+            packets = self._deframer.feed(data)
+            if packets:
+                self.last_rx_ns = now_ns
+                self._rx_packets += len(packets)
+                for packet in packets:
+                    message = self._reassembler.feed(packet, link=self.name, now_ns=now_ns)
+                    if message is not None:
+                        self.on_message(message)
             if len(data) < READ_LIMIT_BYTES:
                 return  # that was all: the next event will tell of more
-
-    def _on_packet(self, packet: bytes, now_ns: int) -> None:
-        if self.local_eid and len(packet) >= 4 and packet[1] not in (NULL_EID, self.local_eid):
-            self.counters["rx_not_for_us"] += 1
-            return
-        message = self._reassembler.feed(packet, link=self.name, now_ns=now_ns)
-        self.last_rx_ns = now_ns
-        self._rx_packets += 1
-        if message is not None:
-            self.on_message(message)
 
     def _flush(self) -> None:
         stream = self._stream

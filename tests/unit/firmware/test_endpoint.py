@@ -273,3 +273,19 @@ def test_an_urgent_notice_between_the_packets_of_a_request_breaks_neither(ends: 
     assert len(asked) == 9
     assert len(heard) == 9
     assert ends.cnm.link.drops["superseded"] == 0
+
+
+def test_once_an_eid_is_assigned_packets_for_others_are_dropped_and_counted(ends: Ends) -> None:
+    ends.cnm.serve(StatusRequest, lambda _body: REPLY)
+    ends.card.link.peer_eid = 12
+    ends.ask(attempts=1)
+    ends.kernel.run_for(20 * MS)
+    assert ends.answers == [REPLY], "nothing is assigned yet: the link has two ends"
+    ends.cnm.link.local_eid = 9
+    ends.ask(attempts=1)
+    ends.kernel.run_for(20 * MS)
+    assert ends.cnm.link.drops["not_local"] == 1
+    ends.card.link.peer_eid = 9
+    ends.ask(attempts=1)
+    ends.kernel.run_for(20 * MS)
+    assert ends.answers == [REPLY, REPLY]
