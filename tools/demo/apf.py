@@ -105,10 +105,11 @@ class Command:
         document = json.loads(text) if text.strip() else {}
         if self._process.returncode != 0:
             error = document.get("error") or {}
-            said = error.get("text") or words or "nothing"
+            said = " ".join((error.get("text") or words or "nothing was said").split())
+            if len(said) > TEXT_LIMIT:
+                said = f"... {said[-TEXT_LIMIT:]}"  # the end of a trace has the reason
             raise StepFailed(
-                f"`apf {' '.join(self.words)}` ended with {self._process.returncode}: "
-                f"{said[:TEXT_LIMIT].strip()}"
+                f"`apf {' '.join(self.words)}` ended with {self._process.returncode}: {said}"
             )
         return document.get("data")
 

@@ -7,7 +7,7 @@ from tools.demo.steps.bring_up import discover, up
 from tools.demo.steps.drain import drain
 from tools.demo.steps.failover import fail_over
 from tools.demo.steps.image import image
-from tools.demo.steps.kills import agent_killed, daemon_killed
+from tools.demo.steps.kills import agent_killed, component_killed, daemon_killed
 from tools.demo.steps.leave import down, remove
 from tools.demo.steps.migrate import migrate
 from tools.demo.steps.monitor import monitor
@@ -26,6 +26,7 @@ STEPS: Final = (
     Step(name="monitor", claim="telemetry agrees with the kernel's own counters", run=monitor),
     Step(name="migrate", claim="a service moves under load and loses nothing", run=migrate),
     Step(name="fail over", claim="a CNM dies, its components run elsewhere", run=fail_over),
+    Step(name="restart", claim="a component dies, its policy restarts it", run=component_killed),
     Step(name="agent killed", claim="its components do not notice", run=agent_killed),
     Step(name="daemon killed", claim="nothing that runs is touched", run=daemon_killed),
     Step(name="drain", claim="a CNM is emptied", run=drain),

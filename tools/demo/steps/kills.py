@@ -1,4 +1,4 @@
-"""`agent killed`, `daemon killed`: what runs does not notice."""
+"""`restart`: a component is killed. `agent killed`, `daemon killed`: what runs does not notice."""
 
 import os
 import signal
@@ -12,7 +12,28 @@ from tools.demo.steps.bring_up import the_one
 from tools.errors import ToolError
 
 LEDGER: Final = f"{SHOP}/ledger/0"
+INFER: Final = f"{SHOP}/infer/0"
 AFTER: Final = "after"
+
+
+def component_killed(context: Context) -> Proofs:
+    """Its restart policy brings it back, on the same CNM, as one new process."""
+    old = context.rows()[INFER]
+    sampler = context.sampler()
+    sampler.look()
+    timer = context.timer()
+    os.kill(old.pid, signal.SIGKILL)
+
+    def again() -> bool:
+        copies = sampler.look().get(INFER, {})
+        return any(item.pid != old.pid for items in copies.values() for item in items)
+
+    context.wait(f"{INFER} as another process", again, every_ms=5)
+    took_ms = timer.ms
+    new = context.wait_up([INFER], look=sampler.look)[INFER]
+    hold(new.cnm == old.cnm, f"{INFER} is on {new.cnm} now, not on {old.cnm}")
+    yield f"kill -9 {old.pid} ({INFER}); process {new.pid} after {took_ms} ms, still on {new.cnm}"
+    yield sampler.words()
 
 
 def agent_killed(context: Context) -> Proofs:
