@@ -79,7 +79,7 @@ class TransferSender:
         deadline_ns: int | None = None,
     ) -> None:
         """Have the CNM hold the blob. `done(None)` when it has hashed it, else a TransferError."""
-        self._pusher.push(digest, done, progress, deadline_ns)
+        self._pusher.add(digest, done, progress, deadline_ns)
 
     def pull(
         self,
@@ -90,7 +90,7 @@ class TransferSender:
         deadline_ns: int | None = None,
     ) -> None:
         """Fetch a blob into our store. `done(None)` when it is there and was hashed."""
-        self._puller.pull(digest, done, progress, deadline_ns)
+        self._puller.add(digest, done, progress, deadline_ns)
 
     def read_log(self, instance: str, offset: int, max_bytes: int, done: OnLog) -> None:
         """Log bytes from `offset`; `done(LogBytes)` or `done(TransferError)`."""

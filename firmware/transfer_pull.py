@@ -5,34 +5,16 @@ first: chunks that come before the size is known are kept, up to EARLY_MAX_BYTES
 A pull whose chunks stop coming asks again, from the first chunk that is missing.
 """
 
-from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 from firmware.endpoint import RequestError, RequestRefused
-from firmware.transfer_route import (
-    AGAIN,
-    ChunkRoute,
-    Done,
-    Progress,
-    Requester,
-    TransferError,
-    finish_deadline_ns,
-    request_error,
-)
+from firmware.transfer_queue import Transfer, TransferQueue
+from firmware.transfer_route import AGAIN, TransferError, finish_deadline_ns, request_error
 from hal.errors import HalError, Refused, StoreFull
-from hal.ports import BlobStore, Reactor
-from protocol.apf import (
-    CHUNKS_MAX,
-    CancelRequest,
-    Ctx,
-    PullReply,
-    PullRequest,
-)
+from protocol.apf import CHUNKS_MAX, CancelRequest, PullReply, PullRequest
 from protocol.window import KIND_BLOB
 
 MS: Final = 1_000_000
-ACTIVE_MAX: Final = 4
-QUEUE_MAX: Final = 256
 EARLY_MAX_BYTES: Final = 1 << 20
 QUIET_NS: Final = 1_000 * MS  # without a chunk: ask again
 ROUNDS_MAX: Final = 16  # asked in a row without one new chunk: about half a minute
@@ -40,29 +22,20 @@ RETRY_NS: Final = 50 * MS  # doubled at each round, up to RETRY_MAX_NS
 RETRY_MAX_NS: Final = 2_000 * MS
 
 
-class _Pull:
+class _Pull(Transfer):
     """One blob on its way here."""
 
     def __init__(
-        self, owner: "Puller", digest: bytes, transfer_id: int, deadline_ns: int | None
+        self, owner: TransferQueue, digest: bytes, transfer_id: int, deadline_ns: int | None
     ) -> None:
-        self.digest = digest
-        self.transfer_id = transfer_id
-        self.waiters: list[tuple[Done, Progress | None]] = []
-        self.ended = False
-        self._owner = owner
+        super().__init__(owner, digest, transfer_id, deadline_ns)
         self._size: int | None = None
         self._chunks = self._missing = self._first_missing = 0
         self._have = bytearray()  # one bit a chunk
         self._early: list[tuple[int, bytes]] = []
         self._early_bytes = 0
         self._rounds = self._bad_digests = 0
-        self._turn = 0
         self._finishing = False
-        self._cancel_timer: Callable[[], None] = lambda: None
-        self._cancel_deadline: Callable[[], None] = lambda: None
-        if deadline_ns is not None:
-            self._cancel_deadline = owner.reactor.call_at(deadline_ns, self._too_late)
 
     def start(self) -> None:
         try:
@@ -78,19 +51,12 @@ class _Pull:
             return
         self._ask()
 
-    def end(self, error: TransferError | None) -> None:
-        if self.ended:
-            return
-        self.ended = True
-        self._turn += 1
-        self._cancel_timer()
-        self._cancel_deadline()
+    def _clean_up(self, error: TransferError | None) -> None:
         self._owner.route.forget(KIND_BLOB, self.transfer_id)
         if error is not None and self._size is not None:
             self._drop()
             cancel = CancelRequest(transfer_id=self.transfer_id)
             self._owner.endpoint.request(cancel, lambda reply: None, attempts=1)
-        self._owner.ended(self, error)
 
     def _drop(self) -> None:
         """What came; while it is hashed it is the store's, which admits only what is right."""
@@ -101,7 +67,7 @@ class _Pull:
                 self._owner.route.counters["pull_drop_failed"] += 1
 
     def reconnected(self) -> None:
-        """A new window: the far end has stopped sending."""
+        """The far end has stopped sending."""
         if not self._finishing and self._size is not None:
             self._ask()
 
@@ -191,9 +157,7 @@ class _Pull:
             self._skip()
         size, chunk_bytes = self._size or 0, self._owner.chunk_bytes
         there = min((self._chunks - self._missing) * chunk_bytes, size)
-        for _, progress in self.waiters:
-            if progress is not None:
-                progress(there, size)
+        self._tell(there, size)
         if not self._missing:
             self._finish()
 
@@ -243,70 +207,8 @@ class _Pull:
         else:
             self.end(TransferError(str(result), code="store"))
 
-    def _later(self, delay_ns: int, call: Callable[[], None]) -> None:
-        self._cancel_timer()
-        reactor = self._owner.reactor
-        self._cancel_timer = reactor.call_at(reactor.now_ns() + delay_ns, call)
 
-    def _too_late(self) -> None:
-        self.end(TransferError("its deadline has passed", code="deadline"))
+class Puller(TransferQueue):
+    """Pulls from one CNM."""
 
-
-class Puller:
-    """Pulls from one CNM: ACTIVE_MAX at a time, QUEUE_MAX waiting. Loop thread only."""
-
-    def __init__(
-        self,
-        endpoint: Requester,
-        route: ChunkRoute,
-        blobs: BlobStore,
-        reactor: Reactor,
-        ctx: Callable[[], Ctx],
-        *,
-        chunk_bytes: int,
-        take_id: Callable[[], int],
-    ) -> None:
-        self.endpoint, self.route, self.blobs = endpoint, route, blobs
-        self.reactor, self.ctx = reactor, ctx
-        self.chunk_bytes = chunk_bytes
-        self._take_id = take_id
-        self._active: dict[bytes, _Pull] = {}
-        self._waiting: dict[bytes, _Pull] = {}  # in order
-        route.on_connect(self._reconnected)
-
-    def pull(
-        self, digest: bytes, done: Done, progress: Progress | None, deadline_ns: int | None
-    ) -> None:
-        """`done` later, once. The same digest twice shares one transfer and its first deadline."""
-        pull = self._active.get(digest) or self._waiting.get(digest)
-        if pull is None:
-            if len(self._waiting) >= QUEUE_MAX:
-                error = TransferError(f"{QUEUE_MAX} transfers are waiting", code="queue_full")
-                self.reactor.post(lambda: done(error))
-                return
-            pull = self._waiting[digest] = _Pull(self, digest, self._take_id(), deadline_ns)
-            self.reactor.post(self._start_waiting)
-        pull.waiters.append((done, progress))
-
-    def close(self, text: str) -> None:
-        """End all of them with `TransferError`."""
-        for pull in [*self._waiting.values(), *self._active.values()]:
-            pull.end(TransferError(text, code="closed"))
-
-    def ended(self, pull: _Pull, error: TransferError | None) -> None:
-        """For a transfer: it is over."""
-        self._active.pop(pull.digest, None)
-        self._waiting.pop(pull.digest, None)
-        for done, _ in pull.waiters:
-            done(error)
-        self.reactor.post(self._start_waiting)
-
-    def _start_waiting(self) -> None:
-        while self._waiting and len(self._active) < ACTIVE_MAX:
-            digest = next(iter(self._waiting))
-            pull = self._active[digest] = self._waiting.pop(digest)
-            pull.start()
-
-    def _reconnected(self) -> None:
-        for pull in list(self._active.values()):
-            pull.reconnected()
+    KIND: ClassVar[type[Transfer]] = _Pull

@@ -6,28 +6,18 @@ whose answer says what is still missing: so a transfer resumes by itself and sen
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from firmware.endpoint import RequestError, RequestRefused
-from firmware.transfer_route import (
-    AGAIN,
-    ChunkRoute,
-    Done,
-    Item,
-    Progress,
-    Requester,
-    TransferError,
-    request_error,
-)
+from firmware.transfer_queue import Transfer, TransferQueue
+from firmware.transfer_route import AGAIN, Item, TransferError, request_error
 from hal.errors import HalError
-from hal.ports import BlobStore, Reactor
 from protocol.apf import (
     CHUNKS_MAX,
     MAP_MAX_BYTES,
     Body,
     ChunkMapReply,
     ChunkMapRequest,
-    Ctx,
     OfferReply,
     OfferRequest,
     OfferState,
@@ -39,8 +29,6 @@ from protocol.apf import (
 from protocol.window import KIND_BLOB
 
 MS: Final = 1_000_000
-ACTIVE_MAX: Final = 4
-QUEUE_MAX: Final = 256
 STALL_NS: Final = 30_000 * MS  # without any sign of progress
 RETRY_NS: Final = 50 * MS  # doubled up to RETRY_MAX_NS
 RETRY_MAX_NS: Final = 2_000 * MS
@@ -50,33 +38,24 @@ VERIFIES_MAX: Final = 3_000  # about ten minutes of hashing
 ROUNDS_MAX: Final = 8  # offers in a row after which no less was missing
 
 
-class _Push:
-    """One blob on its way. `ended` is set once; answers to an older `turn` are ignored."""
+class _Push(Transfer):
+    """One blob on its way there. It is a `Source` of the route while it is `sending`."""
 
     def __init__(
-        self, owner: "Pusher", digest: bytes, transfer_id: int, deadline_ns: int | None
+        self, owner: TransferQueue, digest: bytes, transfer_id: int, deadline_ns: int | None
     ) -> None:
-        self.digest = digest
-        self.transfer_id = transfer_id
-        self.waiters: list[tuple[Done, Progress | None]] = []
-        self.ended = False
+        super().__init__(owner, digest, transfer_id, deadline_ns)
         self.sending = False
-        self._owner = owner
         self._size = self._chunks = 0
         self._have = b""  # bits from chunk `_have_from` on
         self._have_from = 0
         self._cursor = 0
         self._missing: int | None = None  # as the last offer said
         self._rounds = self._bad_digests = self._verifies = 0
-        self._turn = 0
         self._retry_ns = RETRY_NS
         self._verify_ns = VERIFY_NS
         self._alive_ns = 0
-        self._cancel_retry: Callable[[], None] = lambda: None
         self._cancel_watch: Callable[[], None] = lambda: None
-        self._cancel_deadline: Callable[[], None] = lambda: None
-        if deadline_ns is not None:
-            self._cancel_deadline = owner.reactor.call_at(deadline_ns, self._too_late)
 
     def start(self) -> None:
         try:
@@ -97,19 +76,11 @@ class _Push:
         self._watchdog()
         self._offer()
 
-    def end(self, error: TransferError | None) -> None:
-        if self.ended:
-            return
-        self.ended = True
-        self._turn += 1
-        self._cancel_retry()
+    def _clean_up(self, error: TransferError | None) -> None:
         self._cancel_watch()
-        self._cancel_deadline()
         self._owner.route.discard(self)
-        self._owner.ended(self, error)
 
     def reconnected(self) -> None:
-        """A new window: what was in the ring may be lost."""
         if self.sending:
             self._restart()
 
@@ -118,7 +89,7 @@ class _Push:
     def _restart(self) -> None:
         self._turn += 1
         self.sending = False
-        self._cancel_retry()
+        self._cancel_timer()
         self._owner.route.discard(self)
         self._offer()
 
@@ -207,9 +178,7 @@ class _Push:
             return
         self._alive()
         there = min(self._cursor * self._owner.chunk_bytes, self._size)
-        for _, progress in self.waiters:
-            if progress is not None:
-                progress(there, self._size)
+        self._tell(there, self._size)
 
     def all_sent(self) -> None:
         if self.ended:
@@ -264,13 +233,6 @@ class _Push:
 
         self._owner.endpoint.request(body, answered)
 
-    def _later(self, delay_ns: int, call: Callable[[], None]) -> None:
-        turn = self._turn
-        reactor = self._owner.reactor
-        self._cancel_retry = reactor.call_at(
-            reactor.now_ns() + delay_ns, lambda: call() if turn == self._turn else None
-        )
-
     def _alive(self) -> None:
         self._alive_ns = self._owner.reactor.now_ns()
 
@@ -282,66 +244,8 @@ class _Push:
         else:
             self._cancel_watch = self._owner.reactor.call_at(due_ns, self._watchdog)
 
-    def _too_late(self) -> None:
-        self.end(TransferError("its deadline has passed", code="deadline"))
 
+class Pusher(TransferQueue):
+    """Pushes to one CNM."""
 
-class Pusher:
-    """Pushes to one CNM: ACTIVE_MAX at a time, QUEUE_MAX waiting. Loop thread only."""
-
-    def __init__(
-        self,
-        endpoint: Requester,
-        route: ChunkRoute,
-        blobs: BlobStore,
-        reactor: Reactor,
-        ctx: Callable[[], Ctx],
-        *,
-        chunk_bytes: int,
-        take_id: Callable[[], int],
-    ) -> None:
-        self.endpoint, self.route, self.blobs = endpoint, route, blobs
-        self.reactor, self.ctx = reactor, ctx
-        self.chunk_bytes = chunk_bytes
-        self._take_id = take_id
-        self._active: dict[bytes, _Push] = {}
-        self._waiting: dict[bytes, _Push] = {}  # in order
-        route.on_connect(self._reconnected)
-
-    def push(
-        self, digest: bytes, done: Done, progress: Progress | None, deadline_ns: int | None
-    ) -> None:
-        """`done` later, once. The same digest twice shares one transfer and its first deadline."""
-        push = self._active.get(digest) or self._waiting.get(digest)
-        if push is None:
-            if len(self._waiting) >= QUEUE_MAX:
-                error = TransferError(f"{QUEUE_MAX} transfers are waiting", code="queue_full")
-                self.reactor.post(lambda: done(error))
-                return
-            push = _Push(self, digest, self._take_id(), deadline_ns)
-            self._waiting[digest] = push
-            self.reactor.post(self._start_waiting)
-        push.waiters.append((done, progress))
-
-    def close(self, text: str) -> None:
-        """End all of them with `TransferError`."""
-        for push in [*self._waiting.values(), *self._active.values()]:
-            push.end(TransferError(text, code="closed"))
-
-    def ended(self, push: _Push, error: TransferError | None) -> None:
-        """For a transfer: it is over."""
-        self._active.pop(push.digest, None)
-        self._waiting.pop(push.digest, None)
-        for done, _ in push.waiters:
-            done(error)
-        self.reactor.post(self._start_waiting)
-
-    def _start_waiting(self) -> None:
-        while self._waiting and len(self._active) < ACTIVE_MAX:
-            digest = next(iter(self._waiting))
-            push = self._active[digest] = self._waiting.pop(digest)
-            push.start()
-
-    def _reconnected(self) -> None:
-        for push in list(self._active.values()):
-            push.reconnected()
+    KIND: ClassVar[type[Transfer]] = _Push

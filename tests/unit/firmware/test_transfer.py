@@ -4,7 +4,8 @@ import pytest
 
 from firmware.transfer import LogBytes, TransferError
 from firmware.transfer_pull import QUIET_NS
-from firmware.transfer_push import ACTIVE_MAX, QUEUE_MAX, STALL_NS
+from firmware.transfer_push import STALL_NS
+from firmware.transfer_queue import ACTIVE_MAX, QUEUE_MAX
 from firmware.transfer_serve import EVICT_NS, IDLE_NS, PARTIALS_MAX, SWEEP_NS
 from hal.errors import StoreFull
 from protocol.apf import (

@@ -5,6 +5,7 @@ from firmware import (
     transfer_logs,
     transfer_pull,
     transfer_push,
+    transfer_queue,
     transfer_route,
     transfer_serve,
     window,
@@ -48,5 +49,5 @@ def test_log_bytes_are_waited_for_longer_than_a_poll() -> None:
 
 
 def test_what_may_wait_in_memory_is_small() -> None:
-    assert transfer_pull.EARLY_MAX_BYTES * transfer_pull.ACTIVE_MAX <= 4 << 20
+    assert transfer_pull.EARLY_MAX_BYTES * transfer_queue.ACTIVE_MAX <= 4 << 20
     assert window.SLOT_BYTES <= CHUNK_MAX_BYTES
