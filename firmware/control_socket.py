@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from firmware import rpc
+from firmware.tokens import Tokens
 from hal.errors import HalError, LinkDown, Refused, StoreFull
 from hal.ports import Event, Reactor
 from hal.service_ports import PeerCredentials, StreamConnection, StreamServer
@@ -41,24 +42,6 @@ ACCEPT_RETRY_NS: Final = 100_000_000
 LINES_A_TURN: Final = 32  # requests of one connection in one turn of the loop
 
 
-class _Tokens:
-    """Requests that may still be taken, and when the next one may."""
-
-    def __init__(self, now_ns: int) -> None:
-        self._tokens = RATE_BURST
-        self._since_ns = now_ns
-
-    def take(self, now_ns: int) -> bool:
-        fresh = (now_ns - self._since_ns) * RATE_PER_S // 1_000_000_000
-        if fresh > 0:
-            self._tokens = min(RATE_BURST, self._tokens + fresh)
-            self._since_ns += fresh * 1_000_000_000 // RATE_PER_S
-        if self._tokens == 0:
-            return False
-        self._tokens -= 1
-        return True
-
-
 class Connection:
     """One client (rpc.Caller). Loop thread only."""
 
@@ -75,7 +58,7 @@ class Connection:
         self._out_bytes = 0
         self._progress_ns = now_ns  # when the peer last took something, or had all
         self._fds: list[int] = []
-        self._tokens = _Tokens(now_ns)
+        self._tokens = Tokens(now_ns, per_s=RATE_PER_S, burst=RATE_BURST)
         self._open: dict[int, tuple[rpc.Deferred, int]] = {}  # at most MAX_OUTSTANDING
         self._room_calls: list[Callable[[], None]] = []
         self._close_calls: list[Callable[[], None]] = []

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
+from firmware.tokens import Tokens
 from hal.ports import Reactor
 
 RING_EVENTS: Final = 4096
@@ -127,25 +128,14 @@ def iso_ms(wall_ns: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest_ns // 1_000_000:03d}Z"
 
 
-class _Rate:
-    """Token bucket of one code, in whole tokens; `suppressed` since the last report."""
+class _Rate(Tokens):
+    """Of one code; `suppressed` since the last report."""
 
-    __slots__ = ("_since_ns", "_tokens", "suppressed")
+    __slots__ = ("suppressed",)
 
     def __init__(self, now_ns: int) -> None:
-        self._tokens = RATE_BURST
-        self._since_ns = now_ns
+        super().__init__(now_ns, per_s=RATE_PER_S, burst=RATE_BURST)
         self.suppressed = 0
-
-    def take(self, now_ns: int) -> bool:
-        fresh = (now_ns - self._since_ns) * RATE_PER_S // 1_000_000_000
-        if fresh > 0:
-            self._tokens = min(RATE_BURST, self._tokens + fresh)
-            self._since_ns += fresh * 1_000_000_000 // RATE_PER_S
-        if self._tokens == 0:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class Subscription:
