@@ -9,16 +9,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from hal.errors import HalError
-from hal.linux.clock import LinuxClock
 from hal.linux.pidfile import locked_pid
 from tools.client import Client
 from tools.errors import CheckFailed, DaemonRefused, DaemonUnreachable, DeadlinePassed
 from tools.paths import Places
+from tools.polls import polls
 
 POLL_MS: Final = 50
 SAY_AFTER_MS: Final = 2000
@@ -77,7 +77,7 @@ def _await_ready(
     places: Places, child: "subprocess.Popen[bytes]", timeout_ms: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     told = False
-    for waited_ms in _ticks(timeout_ms):
+    for waited_ms in polls(timeout_ms, step_ms=POLL_MS):
         status = status_or_none(places)
         if status is not None and status.get("ready", True):
             return status
@@ -108,7 +108,7 @@ def stop_daemon(places: Places, *, timeout_ms: int) -> bool:
     if not asked and not owners:
         return False
     signalled: dict[int, int] = {}
-    for waited_ms in _ticks(timeout_ms):
+    for waited_ms in polls(timeout_ms, step_ms=POLL_MS):
         owners = live_owners(places)
         if not owners and status_or_none(places) is None:
             return True
@@ -185,20 +185,6 @@ def log_tail(places: Places) -> str:
     except OSError as exc:
         return f"(no log: {exc.strerror})"
     return "\n".join(text.splitlines()[-LOG_TAIL_LINES:]) or "(the log is empty)"
-
-
-def _ticks(timeout_ms: int) -> Iterator[int]:
-    """Milliseconds waited so far, a step at a time, until the time is up."""
-    clock = LinuxClock()
-    try:
-        start_ns = clock.now_ns()
-        waited_ms = 0
-        while waited_ms <= timeout_ms:
-            yield waited_ms
-            clock.wait(clock.now_ns() + POLL_MS * 1_000_000)
-            waited_ms = (clock.now_ns() - start_ns) // 1_000_000
-    finally:
-        clock.close()
 
 
 def _python_path() -> str:

@@ -1,12 +1,12 @@
 """Waiting for a workload to run or to be gone, by asking the daemon (`apf submit --wait`)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from hal.linux.clock import LinuxClock
 from tools.client import Client
 from tools.errors import CheckFailed, DaemonRefused, DeadlinePassed
+from tools.polls import polls
 
 POLL_MS: Final = 100
 Instance = Mapping[str, Any]
@@ -22,7 +22,7 @@ def wait_until_running(
     """Every instance seen to run (or to have ended well). `tell` hears each poll. Raises
     CheckFailed as soon as one has failed for good, DeadlinePassed with what is not there."""
     instances: list[Instance] = []
-    for _ in _polls(timeout_ms):
+    for _ in polls(timeout_ms, step_ms=POLL_MS):
         instances = client.call("workload.ps", {"workload": workload})
         tell(instances)
         failed = [item for item in instances if item.get("phase") == "FAILED"]
@@ -46,7 +46,7 @@ def wait_until_running(
 
 def wait_until_gone(client: Client, workload: str, *, timeout_ms: int) -> int:
     """Milliseconds until nothing of it is left. Raises DeadlinePassed."""
-    for waited_ms in _polls(timeout_ms):
+    for waited_ms in polls(timeout_ms, step_ms=POLL_MS):
         try:
             left = client.call("workload.ps", {"workload": workload})
         except DaemonRefused as exc:
@@ -77,16 +77,3 @@ def phases(instances: Sequence[Instance]) -> str:
     """`3 RUNNING, 1 STAGING`."""
     counts = Counter(str(item.get("phase")) for item in instances)
     return ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items()))
-
-
-def _polls(timeout_ms: int) -> Iterator[int]:
-    clock = LinuxClock()
-    try:
-        start_ns = clock.now_ns()
-        waited_ms = 0
-        while waited_ms <= timeout_ms:
-            yield waited_ms
-            clock.wait(clock.now_ns() + POLL_MS * 1_000_000)
-            waited_ms = (clock.now_ns() - start_ns) // 1_000_000
-    finally:
-        clock.close()
