@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from firmware.card import Card
 from firmware.decisions import WorkloadDecision
-from firmware.deployer import runtime_of
 from firmware.events import EventCode
 from firmware.images import register_image_methods
 from firmware.inventory import Cnm
 from firmware.journal import JournalError
 from firmware.logs import LogPart
 from firmware.rpc import BUSY, Call, Deferred, MethodTable, Role, RpcError, busy, refused
+from firmware.specs import runtime_of
 from firmware.workload import HOST_IMAGE, Workload
 
 LOG_READ_BYTES: Final = 256 << 10

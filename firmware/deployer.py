@@ -7,7 +7,6 @@ Every job is known by what it does to which generation, so that the reconciler m
 thing as often as it likes. A job that failed rests for a while; then it may be asked for again.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
@@ -15,14 +14,15 @@ from firmware.assignments import Assignment, Place
 from firmware.decisions import Decisions
 from firmware.endpoint import RequestError, RequestRefused
 from firmware.events import EventCode, EventLog
-from firmware.images import Image, ImageStore
+from firmware.images import ImageStore
 from firmware.inventory import Cnm, Inventory
 from firmware.loop import MS, Loop
+from firmware.specs import make_spec
 from firmware.status import StatusReader
 from firmware.storage import VolumeError, Volumes
 from firmware.transfer import TransferError
-from firmware.workload import HOST_IMAGE, Component, RuntimeChoice
-from hal.errors import HalError, Unavailable
+from firmware.workload import Component
+from hal.errors import HalError
 from hal.ports import BlobStore
 from protocol.apf import (
     AbortRequest,
@@ -37,12 +37,9 @@ from protocol.apf import (
     StopRequest,
 )
 
-SPEC_SCHEMA: Final = "apf-spec/1"
-SPEC_LIMIT_BYTES: Final = 512 << 10
 ROUNDS_LIMIT: Final = 64  # DEPLOY names at most 64 missing blobs at a time
 REST_FIRST_NS: Final = 100 * MS
 REST_MOST_NS: Final = 10_000 * MS
-STAGE_DEADLINE_NS: Final = 900_000 * MS
 FAILURES_KEPT: Final = 8192
 BURIED_KEPT: Final = 8192  # one that fell out costs another REMOVE
 
@@ -240,12 +237,8 @@ class Deployer:
         prepare: bool,
     ) -> None:
         try:
-            spec = self._spec(assignment, component)
-            data = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
-            if len(data) > SPEC_LIMIT_BYTES:
-                job.end(f"its spec has {len(data)} B, at most {SPEC_LIMIT_BYTES} are taken")
-                return
-            digest = self._blobs.put(data)
+            spec = make_spec(assignment, component, self._images, self._volumes)
+            digest = self._blobs.put(spec)
         except (VolumeError, HalError) as exc:
             job.end(str(exc))
             return
@@ -264,56 +257,6 @@ class Deployer:
             data={"generation": place.generation},
         )
         job.push([digest], lambda: job.deploy(request))
-
-    def _spec(self, assignment: Assignment, component: Component) -> dict[str, Any]:
-        image = None
-        if component.image != HOST_IMAGE:
-            image = self._images.resolve(component.image)
-            if image is None:
-                raise Unavailable(f"image {component.image} is not on this card")
-        volumes = [
-            {
-                "name": mount.name,
-                "target": mount.target,
-                "read_only": mount.read_only,
-                "manifest": self._volumes.manifest(mount.name).hex(),
-            }
-            for mount in component.volumes
-        ]
-        limits = component.resources
-        health = component.healthcheck
-        return {
-            "schema": SPEC_SCHEMA,
-            "workload": assignment.workload,
-            "component": assignment.component,
-            "instance": assignment.instance,
-            "runtime": runtime_of(component),
-            "layers": [layer.digest.hex() for layer in image.layers] if image else [],
-            "argv": argv_of(component, image),
-            "env": env_of(assignment, component, image),
-            "cwd": component.cwd or (image.config.cwd if image else "") or "/",
-            "user": component.user or (image.config.user if image else ""),
-            "hostname": component.hostname or "",
-            "limits": {
-                "cpu_milli": limits.cpu_limit_milli,
-                "memory_bytes": limits.memory_limit_bytes,
-                "pids": limits.pids,
-            },
-            "read_only": component.read_only,
-            "volumes": volumes,
-            "tmpfs": list(component.tmpfs),
-            "healthcheck": None
-            if health is None
-            else {
-                "test": list(health.test),
-                "interval_ms": health.interval_ms,
-                "timeout_ms": health.timeout_ms,
-                "retries": health.retries,
-                "start_period_ms": health.start_period_ms,
-            },
-            "stop_signal": component.stop_signal,
-            "stop_grace_ms": component.stop_grace_ms,
-        }
 
 
 class _Job:
@@ -392,35 +335,3 @@ class _Job:
         else:
             self._deployer._applied(self.cnm, reply.status_seq)  # noqa: SLF001
             self.end()
-
-
-def runtime_of(component: Component) -> str:
-    """The runtime's name on the CNM."""
-    if component.runtime is RuntimeChoice.AUTO:
-        return "process" if component.image == HOST_IMAGE else "oci"
-    return component.runtime.value
-
-
-def argv_of(component: Component, image: Image | None) -> list[str]:
-    """Entrypoint and arguments; an entrypoint of one's own drops the image's arguments
-    (image-spec config, as every engine reads it)."""
-    entrypoint = list(component.entrypoint or ())
-    if component.entrypoint is None and image is not None:
-        entrypoint = list(image.config.entrypoint)
-    if component.argv is not None:
-        return entrypoint + list(component.argv)
-    if component.entrypoint is None and image is not None:
-        return entrypoint + list(image.config.cmd)
-    return entrypoint
-
-
-def env_of(assignment: Assignment, component: Component, image: Image | None) -> dict[str, str]:
-    """The image's variables, the component's over them, and who the instance is."""
-    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-    if image is not None:
-        env.update(image.config.env)
-    env.update(component.env)
-    env["APF_WORKLOAD"] = assignment.workload
-    env["APF_COMPONENT"] = assignment.component
-    env["APF_INSTANCE"] = assignment.instance
-    return env

@@ -7,13 +7,13 @@ from typing import Any
 
 from firmware.assignments import Assignment
 from firmware.decisions import Decisions
-from firmware.deployer import runtime_of
 from firmware.events import EventLog
 from firmware.hostpids import HostPids
 from firmware.inventory import Cnm, Inventory
 from firmware.loop import MS, Loop
 from firmware.placer import Placer
 from firmware.reconciler import Reconciler
+from firmware.specs import runtime_of
 from firmware.workload import Component, instance_name
 from protocol.apf import USAGE_FIELDS, InstanceState, InstanceStatus, Scope
 
