@@ -4,7 +4,7 @@ A look at /proc takes some milliseconds, in which one copy may end and the next 
 called two only if the first still lives after the second was seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hal.ports import Clock
@@ -34,6 +34,11 @@ def is_first(seen: Seen) -> bool:
     """The shell that an instance was started as: it leads its session. What it forks has the same
     command line until its own exec; a health check leads a session, but is no shell."""
     return seen.pid == seen.session and seen.argv[1:2] == ("-c",)
+
+
+def first_pids(copies: Mapping[str, Sequence[Seen]]) -> set[int]:
+    """The first processes of an instance's copies: what they forked may outlive them a little."""
+    return {item.pid for items in copies.values() for item in items if is_first(item)}
 
 
 def by_copy(seen: Sequence[Seen]) -> dict[str, dict[str, list[Seen]]]:

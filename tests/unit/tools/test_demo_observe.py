@@ -10,7 +10,7 @@ from tools.demo import observe, observe_card
 from tools.demo.errors import StepFailed
 from tools.demo.observe import Seen
 from tools.demo.observe_limits import Limits, limits_of, rlimits_of
-from tools.demo.sampler import Sampler, by_copy, is_first, refuse_double
+from tools.demo.sampler import Sampler, by_copy, first_pids, is_first, refuse_double
 
 SHELL = ["/bin/sh", "-c", "while :; do sleep 1; done"]
 ENV = {"APF_INSTANCE": "shop/web/0", observe.TOKEN: "t1", "PATH": "/usr/bin:/bin"}
@@ -129,6 +129,8 @@ def test_what_a_shell_forks_is_not_taken_for_the_shell() -> None:
     assert is_first(seen(10))
     assert not is_first(seen(11, session=10))  # the same command line, until its exec
     assert not is_first(seen(20, argv=("test", "-s", "x")))
+    left = seen(12, session=10, argv=("sleep", "1"))
+    assert first_pids({"a": [seen(10), left], "b": [left]}) == {10}
 
 
 def test_a_copy_that_is_gone_by_now_is_no_second_one():

@@ -12,6 +12,7 @@ from tools.demo.errors import hold
 from tools.demo.expected import last_stay, ledger_entries
 from tools.demo.manifest import read_volume
 from tools.demo.runner import Proofs
+from tools.demo.sampler import first_pids
 from tools.output import human_ms
 
 LEDGER: Final = f"{SHOP}/ledger/0"
@@ -45,8 +46,8 @@ def fail_over(context: Context) -> Proofs:
 
     def again() -> bool:
         for name, copies in sampler.look().items():
-            fresh = {item.pid for items in copies.values() for item in items}
-            if name in before and name not in times and fresh.isdisjoint(before[name]):
+            fresh = first_pids(copies) - before.get(name, {}).keys()
+            if name in before and name not in times and fresh:
                 times[name] = timer.ms
         return len(times) == len(before)
 

@@ -8,6 +8,7 @@ from tools.demo import observe_card
 from tools.demo.context import SHOP, Context
 from tools.demo.errors import hold
 from tools.demo.runner import Proofs
+from tools.demo.sampler import first_pids
 from tools.demo.steps.bring_up import the_one
 from tools.errors import ToolError
 
@@ -25,8 +26,7 @@ def component_killed(context: Context) -> Proofs:
     os.kill(old.pid, signal.SIGKILL)
 
     def again() -> bool:
-        copies = sampler.look().get(INFER, {})
-        return any(item.pid != old.pid for items in copies.values() for item in items)
+        return bool(first_pids(sampler.look().get(INFER, {})) - {old.pid})
 
     context.wait(f"{INFER} as another process", again, every_ms=5)
     took_ms = timer.ms
