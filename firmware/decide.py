@@ -88,10 +88,11 @@ class Flush:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remove:
-    """Delete what a stopped generation left on its CNM."""
+    """Delete what a generation left on its CNM; `abort` what was never started."""
 
     place: Place
     generation: int
+    abort: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +134,7 @@ Action: TypeAlias = (
     | CancelMove
 )
 
+UNSTARTED = frozenset({InstanceState.STAGING, InstanceState.PREPARED})
 LIVE = frozenset(
     {InstanceState.STARTING, InstanceState.RUNNING, InstanceState.STOPPING}
 )  # may still be running
@@ -241,8 +243,8 @@ def _move(
         if there is not None and there.generation < target_place.generation:
             if there.state in LIVE:
                 return Stop(place=target_place, generation=there.generation)
-            if there.state not in DEAD and there.state != InstanceState.ABSENT:
-                return Remove(place=target_place, generation=there.generation)
+            if there.state in UNSTARTED:
+                return Remove(place=target_place, generation=there.generation, abort=True)
         return Stage(place=target_place, prepare=True)
     if ours.state != InstanceState.PREPARED:
         return Wait(reason=f"{target_place.cnm} prepares")
@@ -284,7 +286,7 @@ def _clear(place: Place, status: InstanceStatus | None) -> Action | None:
         return Wait(reason=f"{place.cnm} stops it")
     if status.state in LIVE:
         return Stop(place=place, generation=status.generation)
-    return Remove(place=place, generation=status.generation)
+    return Remove(place=place, generation=status.generation, abort=status.state in UNSTARTED)
 
 
 def _ran(status: InstanceStatus) -> bool:

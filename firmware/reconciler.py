@@ -13,7 +13,7 @@ from typing import Final
 from firmware import decide as steps
 from firmware.assignments import Assignment, Place
 from firmware.decide import Seen, Sight, decide
-from firmware.decisions import Decisions
+from firmware.decisions import REFUSED_REST_NS, Decisions
 from firmware.deployer import Deployer
 from firmware.events import EventCode, EventLog
 from firmware.gates import Gates
@@ -217,8 +217,7 @@ class Reconciler:
                 self._deployer.stop(instance, place, generation, grace_ms)
             case steps.Flush(place=place):
                 self._flush(assignment, place)
-            case steps.Remove(place=place, generation=generation):
-                abort = assignment.target == place
+            case steps.Remove(place=place, generation=generation, abort=abort):
                 self._deployer.remove(instance, place, generation, abort=abort)
             case steps.Forget():
                 self._forget(assignment)
@@ -323,6 +322,8 @@ class Reconciler:
         def erased(good: bool) -> None:
             if good:
                 self._events.emit(EventCode.WORKLOAD_REMOVED, f"{name}: removed")
+            else:
+                self._loop.call_later(REFUSED_REST_NS, lambda: self.finish_workload(name))
 
         self._decisions.erase_workload(name, erased)
 

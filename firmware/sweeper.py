@@ -8,12 +8,12 @@ target of a move that was taken back has a higher generation than the place.
 from typing import Final
 
 from firmware.assignments import Place
-from firmware.decide import DEAD
+from firmware.decide import DEAD, UNSTARTED
 from firmware.decisions import Decisions
 from firmware.deployer import Deployer
 from firmware.events import EventCode, EventLog
 from firmware.inventory import Cnm
-from protocol.apf import InstanceState, InstanceStatus
+from protocol.apf import InstanceStatus
 
 GRACE_MS: Final = 10_000
 REPORTED_LIMIT: Final = 4096
@@ -45,7 +45,7 @@ class Sweeper:
         place = Place(cnm=cnm.id, boot_id=cnm.boot_id, generation=status.generation)
         if status.state in DEAD:
             self._deployer.remove(status.instance, place, status.generation, abort=False)
-        elif status.state in (InstanceState.STAGING, InstanceState.PREPARED):
+        elif status.state in UNSTARTED:
             self._deployer.remove(status.instance, place, status.generation, abort=True)
         elif newest is not None and status.generation < newest:
             self._deployer.stop(status.instance, place, status.generation, GRACE_MS)

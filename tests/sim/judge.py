@@ -7,7 +7,7 @@ which something happened, and raises `Violation` with the seed.
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,6 +55,7 @@ class Judge:
         self.kernel = kernel
         self.starts: list[Started] = []
         self.looks = 0
+        self.on_start: list[Callable[[Started], None]] = []  # more to check at each start
         self._disk = disk
         self._components = components
         self._trace_count = -1
@@ -121,11 +122,12 @@ class Judge:
 
     def _look_at_start(self, name: str, cnm: str, generation: int, pid: int) -> None:
         self._pids.add(pid)
-        self.starts.append(
-            Started(
-                at_ns=self.kernel.now_ns, instance=name, generation=generation, cnm=cnm, pid=pid
-            )
+        start = Started(
+            at_ns=self.kernel.now_ns, instance=name, generation=generation, cnm=cnm, pid=pid
         )
+        self.starts.append(start)
+        for check in self.on_start:
+            check(start)
         if (name, generation) in self._started:
             self.fail("a generation started twice", f"{name} generation {generation} on {cnm}")
         self._started.add((name, generation))

@@ -1,4 +1,4 @@
-"""Modules that lie, speak another language, or report what nobody ordered: one fault, one module."""
+"""Modules that lie, speak another language or report what nobody ordered: one fault, one module."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,5 +1,7 @@
 """From power-on to RUNNING and to nothing left: a whole card on virtual time."""
 
+from itertools import pairwise
+
 import pytest
 
 from hal.mock.instance import Behaviour
@@ -77,7 +79,7 @@ def test_always_means_again_and_again_more_and_more_slowly(world: World) -> None
     world.submit(workload())
     world.run(30)
     starts = [start.at_ns for start in world.judge.starts_of(WEB)]
-    gaps = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(starts)]
     assert 6 <= len(starts) <= 10
     assert gaps == sorted(gaps)
     assert world.ps()[WEB]["restarts"] == len(starts) - 1

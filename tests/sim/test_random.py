@@ -10,6 +10,7 @@ from hal.mock.instance import Behaviour
 from hal.mock.line_faults import LinePlan
 from hal.ports import FenceKind
 from tests.sim.documents import component, image, layer, volume, workload
+from tests.sim.judge import Started
 from tests.sim.world import SECOND, RpcFailure, World
 
 STEPS = 40
@@ -31,12 +32,24 @@ class Schedule:
             if (seed >> number) & 1:
                 module.slot.fence = FenceKind.LEASE
         self.done: list[str] = []
+        self.writes = 0
+        self.written: dict[str, bytes] = {}  # volume -> what its component wrote last
+        self.said = 0  # events looked at for stale volumes
+        self.world.disk.sync_ns = self.rng.choice((160_000, 160_000, 5_000_000, 40_000_000))
+        if seed % 3 == 0:  # oscillators as bad as DESIGN section 4 grants
+            for module in self.world.modules.values():
+                for node in (module.init_node, module.agent_node):
+                    clock = self.world.kernel.node(node).clock
+                    clock.set_rate(self.rng.choice((-1000, 0, 1000)))
 
     def begin(self) -> None:
         world = self.world
         world.kernel.behaviours.add("job", Behaviour(runs_ns=3 * SECOND))
         world.kernel.behaviours.add("bad", Behaviour(runs_ns=SECOND, exit_status=1))
         world.kernel.behaviours.add("stubborn", Behaviour(ignores_term=True))
+        world.kernel.behaviours.add("slow", Behaviour(start_ns=SECOND, stop_ns=SECOND // 2))
+        world.kernel.behaviours.add("db", Behaviour(stop_ns=SECOND // 5))
+        world.judge.on_start.append(self.check_data)
         world.boot()
         world.import_image(image("app:latest", APP), [APP])
         self.submit()
@@ -48,6 +61,7 @@ class Schedule:
             component("app", image="app", replicas=rng.randint(1, 2)),
             component("db", volumes=[volume(f"{name}-data")]),
             component("stubborn", stop_grace_ms=300),
+            component("slow", replicas=2),
             component("job", restart={"policy": "on-failure"}),
             component("bad", restart={"policy": "on-failure", "max_attempts": 2}),
             component("spread", replicas=3, placement={"spread": True}),
@@ -74,6 +88,8 @@ class Schedule:
             (2, self.drain),
             (1, self.flush),
             (1, self.noise),
+            (5, self.write),
+            (1, self.full_disk),
         ]
         weights = [weight for weight, _ in actions]
         action = self.rng.choices([action for _, action in actions], weights)[0]
@@ -93,6 +109,7 @@ class Schedule:
                     world.kernel.resume(node)
             if not module.slot.present:
                 module.slot.insert()
+        world.disk.full = False
         if world.kernel.nodes["daemon"].paused:
             world.kernel.resume("daemon")
         if world.card_or_none is None:
@@ -189,6 +206,39 @@ class Schedule:
     def noise(self) -> None:
         line = self.rng.choice(list(self.module().lines.values()))
         line.a_to_b.faults.plan = line.b_to_a.faults.plan = NOISE
+
+    def full_disk(self) -> None:
+        disk = self.world.disk
+        disk.full = True
+        self.world.kernel.after(self.rng.randrange(SECOND), lambda: setattr(disk, "full", False))
+
+    # --- data: it follows its component, or the card says from when it is ---
+
+    def write(self) -> None:
+        """A database commits something."""
+        running = [name for name in self.world.running() if "/db/" in name]
+        if running:
+            name = self.rng.choice(running)
+            volume_name = f"{name.split('/')[0]}-data"
+            self.writes += 1
+            data = b"%d" % self.writes
+            self.world.modules[self.world.where(name)].write_volume(volume_name, "table", data)
+            self.written[volume_name] = data
+
+    def check_data(self, start: Started) -> None:
+        """At each start of a database: it finds what was written last, unless that was said."""
+        for event in self.world.events[self.said :]:
+            if event.code == "volume.stale":
+                self.written.pop(event.data["volume"], None)
+        self.said = len(self.world.events)
+        volume_name = f"{start.instance.split('/')[0]}-data"
+        wanted = self.written.get(volume_name)
+        if "/db/" in start.instance and wanted is not None:
+            found = self.world.modules[start.cnm].volume_file(volume_name, "table")
+            if found != wanted:
+                self.world.judge.fail(
+                    "data was lost in silence", f"{start}: {found!r}, wrote {wanted!r}"
+                )
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -37,6 +37,8 @@ from tests.sim.judge import Judge
 from tests.sim.module import SimModule
 
 SECOND: Final = 1_000_000_000
+EXIT_START_FAILED: Final = 3  # firmware.app's
+RESTART_NS: Final = 500_000_000  # the supervisor's back-off after that
 STEPS_WITHOUT_TIME: Final = 20_000  # a loop that runs hot shows at once
 LOOK_NS: Final = 20_000_000  # between two looks at whether the card is at rest
 CALM_LOOK_NS: Final = 200_000_000
@@ -159,7 +161,12 @@ class World:
         assert subscription is not None
 
         def started(error: object) -> None:
-            self.start_error = str(error) if error is not None else None
+            if error is not None:  # firmware.app ends, and its supervisor starts another
+                self.start_error = str(error)
+                launch.exit(EXIT_START_FAILED)
+                self._stopped()
+                self.kernel.after(RESTART_NS, self._start_again)
+                return
             self.judge.links = [end.link for cnm in card.inventory for end in (cnm.mc, cnm.agent)]
 
         loop.post(lambda: card.start(started))
@@ -169,14 +176,22 @@ class World:
         return True
 
     def start_daemon(self) -> None:
-        """Start one; what is on the disk is what it knows."""
-        self.kernel.programs.launch(PROGRAM, node=DAEMON)
+        """Start one, unless one runs; what is on the disk is what it knows."""
+        if DAEMON not in self.kernel.programs.running:
+            self.kernel.programs.launch(PROGRAM, node=DAEMON)
 
     def kill_daemon(self) -> None:
         """SIGKILL. What runs on the modules goes on."""
         self.kernel.kill(DAEMON)
+        self._stopped()
+
+    def _stopped(self) -> None:
         self.card_or_none = self._dispatcher = None
         self.judge.links = []
+
+    def _start_again(self) -> None:
+        if DAEMON not in self.kernel.programs.running:
+            self.start_daemon()
 
     def restart_daemon(self, after_s: float = 0.3) -> None:
         """Killed now, and started by its supervisor a little later."""

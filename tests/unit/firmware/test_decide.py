@@ -150,6 +150,13 @@ ENDED = Ending(failed=False, status=0, text="exited with status 0")
             steps.Remove(place=HERE, generation=1),
             id="deleted: what never ran has no data to bring home",
         ),
+        pytest.param(
+            None,
+            assigned(HERE),
+            current(status(InstanceState.PREPARED)),
+            steps.Remove(place=HERE, generation=1, abort=True),
+            id="deleted: what was never started is aborted",
+        ),
         pytest.param(None, assigned(HERE), current(), steps.Forget(), id="deleted: nothing left"),
         pytest.param(None, assigned(HERE), GONE, steps.Forget(), id="deleted with its module"),
     ],
@@ -232,6 +239,15 @@ def test_a_target_whose_preparation_was_ended_cancels_the_move() -> None:
     running = current(status(InstanceState.RUNNING))
     dead = current(status(InstanceState.STOPPED, 2, text="lease expired"))
     assert isinstance(decide(component(), moving, running, dead), steps.CancelMove)
+
+
+def test_at_the_target_of_a_deleted_move_the_dead_are_removed_and_the_prepared_aborted() -> None:
+    moving = assigned(HERE, target=THERE)
+    for state, abort in ((InstanceState.PREPARED, True), (InstanceState.STOPPED, False)):
+        found = current(status(state, 1))  # an older generation was here once
+        assert decide(None, moving, GONE, found) == steps.Remove(
+            place=THERE, generation=1, abort=abort
+        )
 
 
 # --- a model: two modules that do what they are told, sometimes late, and may die ---
