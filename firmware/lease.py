@@ -148,8 +148,9 @@ class CardLease:
         self.state = LeaseState.FENCING
 
     def on_power(self, power_good: bool, now_ns: int) -> None:
-        """A reading of power-good."""
-        if power_good:
+        """A reading of power-good. Low proves nothing where power off is no fence: without
+        namespaces an instance may outlive its init, and only the wait is left."""
+        if power_good or not self.power_fence:
             self._low_since_ns = None
         elif self._low_since_ns is None:
             self._low_since_ns = now_ns

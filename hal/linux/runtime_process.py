@@ -14,7 +14,7 @@ on a private mirror of the directory above it, so that nothing is made on the CN
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -51,9 +51,17 @@ class ProcessRuntime(RuntimeBase):
     name = "process"
 
     def __init__(
-        self, reactor: Reactor, children: Children, tree: CgroupTree, *, cgroup_parent: str
+        self,
+        reactor: Reactor,
+        children: Children,
+        tree: CgroupTree,
+        *,
+        cgroup_parent: str,
+        env: Mapping[str, str] | None = None,
     ) -> None:
+        """`env` goes over each instance's own: marks by which it can be found."""
         super().__init__(reactor, children, tree, cgroup_parent)
+        self._env = dict(env or {})
         self._execs = 0
         self.notes: dict[str, list[str]] = {}  # by key: what it went without, and why
 
@@ -164,7 +172,7 @@ class ProcessRuntime(RuntimeBase):
             raise Refused(f"instance {spec.key}: only root can run it as user {spec.user!r}")
         return StubConfig(
             argv=list(argv),
-            env=dict(spec.env),
+            env={**spec.env, **self._env},
             join=list(joins),
             rlimits=self._rlimits(instance),
             mounts=[(mount.source, mount.target, mount.read_only) for mount in spec.mounts],

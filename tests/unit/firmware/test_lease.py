@@ -144,3 +144,15 @@ def test_where_power_can_be_cut_the_wait_alone_is_not_enough() -> None:
     lease.on_power(False, W_NS)
     low_ns = W_NS + TIMING.off_hold_ms * MS
     assert lease.fenced_if_proven(low_ns, trust_wait=False) is FenceProof.POWER_LOW
+
+
+def test_where_power_off_is_no_fence_low_power_proves_nothing() -> None:
+    lease = leased(power_fence=False)
+    lease.on_power(False, 0)
+    lease.suspect_now()
+    assert not lease.fence_is_due(W_NS - 1, W_NS)
+    assert lease.fence_is_due(W_NS, 0)
+    lease.begin_fence()
+    lease.on_power(False, W_NS - 1)
+    assert lease.fenced_if_proven(W_NS - 1) is None
+    assert lease.fenced_if_proven(W_NS) is FenceProof.WAITED
