@@ -143,7 +143,9 @@ def _runtimes(
         )
 
     def process() -> Runtime:
-        return ProcessRuntime(loop, children, tree, cgroup_parent=parent)
+        # by this mark the keeper finds what has outlived its init, where there is no namespace
+        mark = {CGROUP_ENV: os.environ[CGROUP_ENV]} if CGROUP_ENV in os.environ else {}
+        return ProcessRuntime(loop, children, tree, cgroup_parent=parent, env=mark)
 
     makers: dict[str, Callable[[], Runtime]] = {"oci": oci, "process": process}
     found: dict[str, Runtime] = {}
