@@ -4,6 +4,7 @@ import os
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
+from hal.linux.procstat import proc_stat
 from hal.local import procview
 from hal.local.cgroups import SlotCgroup
 
@@ -35,7 +36,7 @@ def take_census(
         pids = procview.ns_pids(pid)
         if not 0 <= depth < len(pids) or (wanted is not None and pids[depth] not in wanted):
             continue
-        stat = procview.read_stat(pid)
+        stat = proc_stat(pid)
         if stat is not None:
             found.append(
                 CnmProcess(nspid=pids[depth], pid=pid, start_ticks=stat.start_ticks, cgroup=path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hal.errors import HalError, Unavailable
+from hal.linux.procstat import proc_stat
 from hal.local import procview
 from hal.local.cgroups import SlotCgroup
 from hal.local.miniloop import MiniLoop
@@ -90,7 +91,7 @@ class Fence:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         procview.reap(pid for pid in strays if pid != target.pid)
-        return [pid for pid in strays if pid != target.pid and procview.read_stat(pid) is not None]
+        return [pid for pid in strays if pid != target.pid and proc_stat(pid) is not None]
 
     def _left(self, strays: list[int]) -> str:
         """What still stands against the proof, in words."""

@@ -1,52 +1,20 @@
-"""What /proc says about processes (proc(5)): start times, pids inside a CNM, descendants."""
+"""What /proc says about processes (proc(5)): pids inside a CNM, descendants."""
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-_PF_EXITING: Final = 0x4  # linux/sched.h; in field 9 of stat
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcStat:
-    state: str
-    ppid: int
-    session: int
-    flags: int
-    start_ticks: int
-
-    @property
-    def ending(self) -> bool:
-        """It is dead or inside exit(), perhaps held up there."""
-        return self.state in "ZX" or bool(self.flags & _PF_EXITING)
-
-
-def read_stat(pid: int) -> ProcStat | None:
-    """None when there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # the name (field 2) is in brackets and may hold anything; field 3 begins after the last one
-    fields = text.rpartition(")")[2].split()
-    return ProcStat(
-        state=fields[0],
-        ppid=int(fields[1]),
-        session=int(fields[3]),
-        flags=int(fields[6]),
-        start_ticks=int(fields[19]),
-    )
+from hal.linux.procstat import proc_stat as read_stat
 
 
 def ns_pids(pid: int) -> list[int]:
     """The process's pid in each pid namespace, ours first; empty when it is gone."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text()
+        # the name in it is whatever the process calls itself, UTF-8 or not
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # the kernel escapes no other end of a line in a name
         if line.startswith("NSpid:"):
             return [int(part) for part in line.split()[1:]]
     return [pid]

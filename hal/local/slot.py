@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from hal.errors import HalError, Refused, Unavailable
-from hal.local import procview, rundir, spawn
+from hal.linux.procstat import proc_stat
+from hal.local import rundir, spawn
 from hal.local.census import CnmProcess, take_census
 from hal.local.cgroups import CgroupTrees, SlotCgroup
 from hal.local.config import SlotConfig
@@ -209,7 +210,7 @@ class Slot:
             self._host.loop.unwatch(init.sock.fileno())
             # An init that dies with a frozen task in its namespace is held up in exit(), and its
             # pidfd is silent; its descriptors are closed before that.
-            stat = procview.read_stat(init.pid)
+            stat = proc_stat(init.pid)
             if self._phase is Phase.ON and (stat is None or stat.ending):
                 self._fence(by_itself=True)
 
