@@ -16,6 +16,7 @@ from firmware.cnm.blob_space import BlobSpace
 from firmware.cnm.commands import Commands
 from firmware.cnm.config import CnmConfig
 from firmware.cnm.ends import Identity, hello_reply, open_endpoint, speaks_our_language
+from firmware.cnm.first_use import FindUser, FirstUse, user_by_number
 from firmware.cnm.lease_guard import CardBinding, Verdict
 from firmware.cnm.local_stream import Answer, Args, LocalPeer
 from firmware.cnm.logs import LogFiles
@@ -72,6 +73,7 @@ class AgentPorts:
     overlay: Overlay | None
     ended: Callable[[str], None]  # init is gone: end the process
     log: Callable[[str], None]
+    find_user: FindUser = user_by_number
 
 
 class Agent:
@@ -99,6 +101,7 @@ class Agent:
             blobs=self._blobs,
             rootfs=self._rootfs,
             hot_tier=self._hot_tier,
+            first_use=FirstUse(ports.reactor, ports.trees, ports.find_user),
             on_end=self._plan_sweep,
         )
         self._channel: WindowChannel | None = None

@@ -37,6 +37,7 @@ from hal.linux.shm import EventfdDoorbell, ShmWindow, shm_window_from_fds
 from hal.linux.spawner import LinuxSpawner
 from hal.linux.stream import StreamSocket
 from hal.linux.trees import LinuxTrees
+from hal.linux.users import find_user
 from hal.linux.workers import Workers
 from hal.local.window import WindowFds, open_cnm_window
 from hal.ports import ByteStream, Process, ProcessSpec, Runtime, Usage
@@ -268,12 +269,18 @@ def _run_agent(
             overlay=LinuxOverlay() if overlay else None,
             ended=ended,
             log=_say,
+            find_user=_ids_of,
         ),
     )
     agent.start()
     loop.run()
     workers.close()
     return 1
+
+
+def _ids_of(rootfs: str, text: str) -> tuple[int, int]:
+    user = find_user(rootfs, text)
+    return user.uid, user.gid
 
 
 # --- both ---

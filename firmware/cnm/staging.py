@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from firmware.cnm.blob_space import BlobSpace
+from firmware.cnm.first_use import FirstUse
 from firmware.cnm.local_stream import Answer, Args, LocalPeer
 from firmware.cnm.prepared_json import prepared_to_json
 from firmware.cnm.records import ALIVE, Prepared, RefusedError, ctx_to_json, key_of
@@ -52,6 +53,7 @@ class Stager:
         blobs: BlobSpace,
         rootfs: RootfsFactory,
         hot_tier: HotTier,
+        first_use: FirstUse,
         on_end: Callable[[], None],
     ) -> None:
         """`on_end` after each staging: what it left over may be swept."""
@@ -60,6 +62,8 @@ class Stager:
         self.blobs = blobs
         self.rootfs = rootfs
         self.hot_tier = hot_tier
+        self.first_use = first_use
+        self.jobs_ended = 0
         self.runtimes: tuple[str, ...] = ()
         self._on_end = on_end
         self._jobs: dict[str, StagingJob] = {}  # by key; at most JOBS_LIMIT
@@ -127,7 +131,11 @@ class Stager:
         self._jobs[key].begin()
 
     def in_use(self, volume: VolumeMount, instances: Sequence[Args], key: str) -> bool:
-        """Must it be left as it is? Of `held`'s instances, all but the one of `key` are asked."""
+        """Must it be left as it is? Of `held`'s instances, all but the one of `key` are asked, and
+        so are the stagings under way: they may end, and start, before a checkout would."""
+        wanted = (volume.name, volume.manifest)
+        if any(wanted in job.filled for job in self._jobs.values() if job.key != key):
+            return True
         for held in instances:
             if held["key"] == key or volume.name not in held["volumes"]:
                 continue
@@ -138,13 +146,14 @@ class Stager:
                     spec = self.load_spec(bytes.fromhex(held["spec"]))
                 except RefusedError:
                     continue
-                if (volume.name, volume.manifest) in [(v.name, v.manifest) for v in spec.volumes]:
+                if wanted in [(v.name, v.manifest) for v in spec.volumes]:
                     return True
         return False
 
     def ended(self, job: StagingJob, result: Prepared | str) -> None:
         """For a job: it is over."""
         del self._jobs[job.key]
+        self.jobs_ended += 1
         if isinstance(result, str):
             self._tell(job.name, job.generation, {"error": result})
         else:

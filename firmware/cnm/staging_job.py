@@ -1,18 +1,19 @@
 """The work of a staging: the image, each volume, and then the finished start order for init.
 
-Who holds a volume is asked anew for each one, right before it may be checked out. Manifests are
-read in slices, one a turn of the loop.
+Who holds a volume is asked anew for each one, right before it may be filled. Manifests are read in
+slices, one a turn of the loop. A volume that was never flushed begins as `first_use` says.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from firmware.cnm.local_stream import Answer
 from firmware.cnm.records import Prepared, RefusedError
 from firmware.cnm.spec import Spec, VolumeMount, read_manifest
 from firmware.fields import FieldError
-from hal.errors import HalError, StoreFull
-from hal.ports import FileInfo, InstanceSpec, MountSpec
+from hal.errors import HalError, Refused, StoreFull
+from hal.ports import Done, FileInfo, InstanceSpec, MountSpec
 from protocol.apf import RefusalReason
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class StagingJob:
         self.generation = generation
         self.key = key
         self.spec = spec
+        self.filled: set[tuple[str, bytes | None]] = set()  # volumes and the manifests asked for
         self._stager = stager
         self._root = ""
         self._retried = False
@@ -62,9 +64,13 @@ class StagingJob:
             self._finish()
             return
 
+        ended = self._stager.jobs_ended
+
         def held(answer: Answer) -> None:
             if isinstance(answer, RefusedError):
                 self._stager.ended(self, answer.text)
+            elif self._stager.jobs_ended != ended:  # init was asked before it heard of that
+                self._next_volume(chain((volume,), volumes))
             else:
                 shared = self._stager.in_use(volume, answer["instances"], self.key)
                 self._fill(volume, shared, lambda: self._next_volume(volumes))
@@ -74,24 +80,45 @@ class StagingJob:
     def _fill(self, volume: VolumeMount, shared: bool, then: Callable[[], None]) -> None:
         tier, name = self._stager.hot_tier, volume.name
 
-        def checked_out(result: HalError | None) -> None:
+        def filled(result: HalError | None) -> None:
             if isinstance(result, HalError):
                 self._stager.ended(self, f"volume {name}: {result}")
             else:
+                self.filled.add((name, volume.manifest))
                 then()
-
-        def entries_read(result: Entries | RefusedError) -> None:
-            if isinstance(result, RefusedError):
-                self._stager.ended(self, f"volume {name}: {result.text}")
-            else:
-                tier.submit_checkout(name, result, checked_out)
 
         if tier.exists(name) and (shared or volume.manifest is None):
             then()
-        elif volume.manifest is not None:
-            read_entries(self._stager, volume.manifest, entries_read, lambda _digest: None)
         else:
-            tier.submit_checkout(name, (), checked_out)
+            tier.submit_fill(name, lambda ready: self._gather(volume, ready), filled)
+
+    def _gather(self, volume: VolumeMount, ready: Done[Sequence[tuple[FileInfo, bytes]]]) -> None:
+        """What the card says is in it; of one that was never flushed, what it begins with."""
+
+        def walked(result: Entries | RefusedError) -> None:
+            ready(Refused(result.text) if isinstance(result, RefusedError) else result)
+
+        def entries_read(result: Entries | RefusedError) -> None:
+            if result == []:
+                begin()
+            else:
+                walked(result)
+
+        def found(result: Sequence[tuple[FileInfo, bytes]] | HalError) -> None:
+            if isinstance(result, HalError):
+                ready(result)
+            else:  # its blobs are in use from now on
+                blobs = self._stager.blobs
+                _walk(self._stager, iter(result), "image", walked, lambda d: blobs.wanted(d))
+
+        def begin() -> None:
+            root = self._stager.rootfs.path(self._root) if self._root else ""
+            self._stager.first_use.submit(root, volume.target, self.spec.user, found)
+
+        if volume.manifest is None:
+            begin()
+        else:
+            read_entries(self._stager, volume.manifest, entries_read, lambda _digest: None)
 
     def _finish(self) -> None:
         spec, stager = self.spec, self._stager
@@ -135,10 +162,25 @@ def read_entries(
     each: Callable[[bytes], None],
 ) -> None:
     """The entries of a manifest blob, ENTRIES_A_TURN a turn; `each` gets every content digest."""
-    entries: Entries = []
     what = f"manifest {manifest.hex()[:12]}"
+    try:
+        source = read_document(lambda: read_manifest(stager.load(manifest)), what)
+    except RefusedError as exc:
+        done(exc)
+        return
+    _walk(stager, source, what, done, each)
 
-    def step(source: Iterator[tuple[FileInfo, bytes]]) -> None:
+
+def _walk(
+    stager: "Stager",
+    source: Iterator[tuple[FileInfo, bytes]],
+    what: str,
+    done: Callable[[Entries | RefusedError], None],
+    each: Callable[[bytes], object],
+) -> None:
+    entries: Entries = []
+
+    def step() -> None:
         try:
             for _ in range(ENTRIES_A_TURN):
                 entry = read_document(lambda: next(source, None), what)
@@ -151,14 +193,9 @@ def read_entries(
         except RefusedError as exc:
             done(exc)
             return
-        stager.reactor.post(lambda: step(source))
+        stager.reactor.post(step)
 
-    try:
-        source = read_document(lambda: read_manifest(stager.load(manifest)), what)
-    except RefusedError as exc:
-        done(exc)
-        return
-    step(source)
+    step()
 
 
 def read_document(call: Callable[[], T], what: str) -> T:

@@ -27,6 +27,7 @@ PUT_LIMIT_BYTES: Final = 1 << 20  # BlobStore.put
 NO_DIGEST: Final = bytes(32)
 
 Entries = Sequence[tuple[FileInfo, bytes]]
+Gather = Callable[[Done[Entries]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class HotTier:
         self._blobs = blobs
         self._files = files
         self._path_of = path_of
-        self._checkouts: dict[str, list[Done[None]]] = {}  # under way; bounded by the stagings
+        self._fillings: dict[str, list[Done[None]]] = {}  # under way; bounded by the stagings
         self._flushes: OrderedDict[int, _Flush] = OrderedDict()
         self._next_flush = 0
 
@@ -71,23 +72,30 @@ class HotTier:
     def exists(self, volume: str) -> bool:
         return directory_of(volume).removeprefix(f"{VOLUMES}/") in self._files.names(VOLUMES)
 
-    def submit_checkout(self, volume: str, entries: Entries, done: Done[None]) -> None:
-        """Make it hold exactly these entries. Who asks while it is being checked out gets what the
-        first one asked for: two checkouts of one volume would pull files from under each other."""
-        if volume in self._checkouts:
-            self._checkouts[volume].append(done)
+    def submit_fill(self, volume: str, gather: Gather, done: Done[None]) -> None:
+        """Make it hold exactly the entries that `gather` finds. Who asks while it is being filled
+        gets what the first one asked for, and its own `gather` is not called: two checkouts of one
+        volume would pull files from under each other."""
+        if volume in self._fillings:
+            self._fillings[volume].append(done)
             return
-        self._checkouts[volume] = [done]
+        self._fillings[volume] = [done]
 
         def finish(result: HalError | None) -> None:
-            for waiter in self._checkouts.pop(volume):
+            for waiter in self._fillings.pop(volume):
                 waiter(result)
 
-        deadline_ns = self._reactor.now_ns() + DEADLINE_MS * MS
-        try:
-            self._trees.submit_checkout(entries, self.path(volume), deadline_ns, finish)
-        except HalError as exc:
-            finish(exc)
+        def gathered(entries: Entries | HalError) -> None:
+            if isinstance(entries, HalError):
+                finish(entries)
+                return
+            deadline_ns = self._reactor.now_ns() + DEADLINE_MS * MS
+            try:
+                self._trees.submit_checkout(entries, self.path(volume), deadline_ns, finish)
+            except HalError as exc:
+                finish(exc)
+
+        gather(gathered)
 
     def sweep(self, keep: Collection[str]) -> None:
         """Delete all volumes that are neither kept nor being scanned. Raises HalError."""

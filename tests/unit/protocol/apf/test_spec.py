@@ -1,9 +1,13 @@
 """protocol/SPEC.md says the numbers that the code has."""
 
+import json
 import re
 from pathlib import Path
 
 import protocol.window as window
+from firmware import storage
+from firmware.cnm import spec as cnm_spec
+from hal.ports import TREE_TOP, FileInfo
 from protocol.apf import (
     BODIES,
     CHUNK_MAX_BYTES,
@@ -114,3 +118,22 @@ def test_the_limits_are_those_of_the_code() -> None:
         (window.HEADER_BYTES, "descriptors"),
     ):
         assert f"| 0x{offset:03X} | {name} |" in SPEC
+
+
+def test_the_manifest_of_a_volume_is_in_the_text() -> None:
+    top = FileInfo(path=TREE_TOP, kind="dir", mode=0o755, size_bytes=0)
+    (row,) = json.loads(cnm_spec.write_manifest([(top, b"")]))["entries"]
+    keys = re.search(r'"entries": \[\{(.*?)\}\]', FLAT)
+    assert keys is not None
+    assert {key.strip('"') for key in keys[1].split(", ")} == row.keys()
+    assert cnm_spec.VOLUME_SCHEMA == storage.SCHEMA
+    assert cnm_spec.ENTRIES_LIMIT == storage.ENTRIES_LIMIT
+    assert cnm_spec.MANIFEST_LIMIT_BYTES == storage.MANIFEST_LIMIT_BYTES
+    assert cnm_spec.ID_MAX == storage.ID_MAX
+    for text in (
+        f'"schema": "{storage.SCHEMA}"',
+        f"at most {storage.MANIFEST_LIMIT_BYTES >> 20} MiB and {storage.ENTRIES_LIMIT:,} entries",
+        f"integers 0..{storage.ID_MAX:,}, 0 when absent",
+        f"whose path is `{TREE_TOP}`",
+    ):
+        assert text in FLAT, text
