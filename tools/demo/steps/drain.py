@@ -53,7 +53,7 @@ def instance_cgroups(top: str) -> dict[str, list[int]]:
     for path in observe_card.cgroups_below(top):
         if path.name.startswith("i-"):
             name = f"{path.parent.name}/{path.name}"
-            with contextlib.suppress(FileNotFoundError):  # it goes while we look
+            with contextlib.suppress(OSError):  # ENOENT or ENODEV: it goes while we look
                 pids = (path / "cgroup.procs").read_text().split()
                 found[name] = sorted({*found.get(name, []), *map(int, pids)})
     return found

@@ -61,11 +61,16 @@ def daemon_killed(context: Context) -> Proofs:
     old = the_one(context, observe_card.DAEMON)
     timer = context.timer()
     os.kill(old.pid, signal.SIGKILL)
-    lost: list[str] = []
+    lease_ms = context.board.timing.lease_ms
 
     def managed() -> bool:
         now = context.alive()
-        lost.extend(name for name in before if now.get(name) != before[name])
+        lost = [name for name in before if now.get(name) != before[name]]
+        hold(
+            not lost,
+            f"{', '.join(lost)} changed {timer.ms} ms after the daemon was killed (a lease lasts "
+            f"{lease_ms} ms)",
+        )
         try:
             status = context.apf.ask("status")
             cnms = context.apf.cnms()
@@ -76,7 +81,6 @@ def daemon_killed(context: Context) -> Proofs:
     context.wait("another daemon that grants every lease", managed)
     new = the_one(context, observe_card.DAEMON)
     hold(new.pid != old.pid, "there is no other daemon process in /proc")
-    hold(not lost, f"{', '.join(sorted(set(lost)))} changed while no daemon was there")
     yield f"kill -9 {old.pid}; daemon {new.pid}, epoch {epoch + 1}, all leased after {timer.ms} ms"
     context.wait_up(context.services())
     yield untouched(context, before)
