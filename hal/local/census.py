@@ -24,7 +24,7 @@ def take_census(
     cgroup: SlotCgroup | None,
     *,
     namespaces: bool,
-    mark: str,
+    mark: tuple[str, str],
     wanted: Container[int] | None = None,
 ) -> list[CnmProcess]:
     """All processes of the CNM whose init this is, or those of the wanted nspids."""
@@ -45,12 +45,12 @@ def take_census(
 
 
 def _members(
-    init_pid: int, cgroup: SlotCgroup | None, *, namespaces: bool, mark: str
+    init_pid: int, cgroup: SlotCgroup | None, *, namespaces: bool, mark: tuple[str, str]
 ) -> Iterator[tuple[int, str]]:
     if cgroup is not None:
         yield from cgroup.processes()
     elif not namespaces:
-        for pid in procview.family(init_pid, os.getpid(), mark):
+        for pid in procview.family(init_pid, adopted_by=os.getpid(), mark=mark):
             yield pid, ""
     else:
         own = _pid_namespace(init_pid)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,7 +35,8 @@ class Target:
     pid: int | None
     pidfd: int | None  # stays the caller's
     namespaces: bool
-    mark: str  # "KEY=value" in the environment of everything that the init started
+    mark: tuple[str, str]  # a variable of all that the init started, but for who clears it
+    inits: Container[int] = ()  # those of all slots: children of the keeper, nobody's orphans
 
 
 class Fence:
@@ -86,7 +87,9 @@ class Fence:
             signal.pidfd_send_signal(target.pidfd, signal.SIGKILL)
         if target.namespaces:
             return []
-        strays = procview.family(target.pid, os.getpid(), target.mark)
+        strays = procview.family(
+            target.pid, adopted_by=os.getpid(), mark=target.mark, inits=target.inits
+        )
         for pid in strays:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

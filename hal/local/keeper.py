@@ -89,7 +89,7 @@ class Keeper:
         def on_late(error: HalError) -> None:
             raise Unavailable(f"an earlier keeper's CNMs do not die: {error}") from error
 
-        left = Target(cgroup=board, pid=None, pidfd=None, namespaces=True, mark="")
+        left = Target(cgroup=board, pid=None, pidfd=None, namespaces=True, mark=("", ""))
         Fence(self._loop, left, done=on_clean, late=on_late)
 
     def about(self) -> JsonObject:

@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Container, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -49,6 +49,7 @@ class SlotHost:
     trees: CgroupTrees
     namespaces: bool
     unified: bool  # may we use the v2 tree?
+    inits: set[int] = field(default_factory=set)  # not reaped yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,7 @@ class Slot:
             )
         )
         self._init, self._exec_open = init, True
+        self._host.inits.add(init.pid)
         self._log = InitLog(loop, init.log_fd, path / "init.log")
         loop.watch(init.exec_fd, Event.READ, self._on_exec)
 
@@ -255,6 +257,7 @@ class Slot:
             pidfd=init.pidfd if init is not None else None,
             namespaces=self._host.namespaces,
             mark=self._mark(),
+            inits=self._host.inits,
         )
         Fence(self._host.loop, target, done=on_proof, late=on_late)
 
@@ -276,6 +279,7 @@ class Slot:
             words = f" ({'status' if exited else 'signal'} {how})"
         os.close(init.pidfd)
         init.sock.close()
+        self._host.inits.discard(init.pid)
         return words
 
     def _close_exec(self) -> None:
@@ -287,8 +291,8 @@ class Slot:
 
     # --- what the init is told ---
 
-    def _mark(self) -> str:
-        return f"APF_CGROUP={self._cgroup.path}"
+    def _mark(self) -> tuple[str, str]:
+        return "APF_CGROUP", self._cgroup.path
 
     def _env(self) -> dict[str, str]:
         env = {"PATH": os.environ.get("PATH", _DEFAULT_PATH), "LANG": "C.UTF-8"}

@@ -306,6 +306,42 @@ def test_without_root_an_init_that_dies_takes_its_daemons_along(start_keeper, no
     assert all(gone(row["pid"], row["start_ticks"]) for row in processes)
 
 
+# A subreaper, as a CNM's init is, with a daemon in a session of its own and no environment at all.
+CLEARED_INIT = """
+import ctypes, os, signal, time
+ctypes.CDLL(None).prctl(36, 1)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve("/bin/sleep", ["sleep", "1000"], {})
+    os._exit(0)
+os.wait()
+while True:
+    time.sleep(1000)
+"""
+
+
+def test_without_root_a_daemon_that_hides_from_its_mark_dies_with_its_init_and_no_other_does(
+    start_keeper, nobody
+) -> None:
+    argv = python_init(CLEARED_INIT, nobody.python)
+    slots = (slot(0, argv=argv), slot(1, argv=argv))
+    keeper = start_keeper(*slots, where=nobody.home, command=nobody.command)
+    ons = [keeper.power(number, "on") for number in (0, 1)]
+    for number in (0, 1):
+        until(lambda number=number: len(processes_of(keeper, number)) == 2)
+    first, second = processes_of(keeper, 0), processes_of(keeper, 1)
+    os.kill(ons[0]["init_pid"], signal.SIGKILL)
+    until(lambda: not keeper.power(0, "read")["power_good"])
+    assert all(gone(row["pid"], row["start_ticks"]) for row in first)
+    assert processes_of(keeper, 1) == second
+
+
+def processes_of(keeper, number: int) -> list[dict[str, int]]:
+    rows = keeper.control.call("pids", slot=number)["processes"]
+    return sorted(rows, key=lambda row: row["pid"])
+
+
 def run_to_its_end(command: tuple[str, ...], run_dir: Path, config: Path) -> tuple[int, str]:
     """A keeper that can't start: status and words."""
     argv = [*command, "-m", "hal.local.keeper", "--run", str(run_dir), "--config", str(config)]
