@@ -27,6 +27,7 @@ from tools.session import ApfCommand, Session
 PATIENCE_MS: Final = 45_000
 PATIENCE_BROKEN_MS: Final = 15_000  # what is broken on purpose need not be waited for so long
 DOWN_TIMEOUT_MS: Final = 40_000
+MILD_BURN: Final = "seq 1 5000 >/dev/null; sleep 0.05"  # where no cgroup holds it back
 MOUNTED: Final = "/srv"
 
 
@@ -89,6 +90,7 @@ def _context(
         "DEMO_DATA": where,
         "DEMO_BULK_BYTES": str(BULK_BYTES),
         "DEMO_LINES": str(LINES),
+        **({} if mode.root else {"DEMO_BURN": MILD_BURN}),
         **compose_env(fault),
     }
     return Context(

@@ -206,6 +206,15 @@ class Context:
             for item in observe.processes(token=self.token)
         }
 
+    def wait_leased(self) -> dict[str, dict[str, Any]]:
+        """Until every CNM is LEASED; the rows of `apf cnm ls`."""
+
+        def leased() -> dict[str, dict[str, Any]] | None:
+            rows = self.apf.cnms()
+            return rows if all(row["state"] == "LEASED" for row in rows.values()) else None
+
+        return self.wait(f"{len(self.board.slots)} CNMs LEASED", leased)
+
     def timer(self) -> "Timer":
         """Runs from now on."""
         return Timer(clock=self.clock, start_ns=self.clock.now_ns())

@@ -62,12 +62,7 @@ def the_one(context: Context, module: str) -> CardProcess:
 
 def discover(context: Context) -> Proofs:
     """All CNMs LEASED, with the capabilities of the board file; ttys and windows are real."""
-
-    def leased() -> dict[str, dict[str, Any]] | None:
-        rows = context.apf.cnms()
-        return rows if all(row["state"] == "LEASED" for row in rows.values()) else None
-
-    rows = context.wait(f"{len(context.board.slots)} CNMs LEASED", leased)
+    rows = context.wait_leased()
     hold(
         sorted(rows) == sorted(slot.id for slot in context.board.slots),
         f"`apf cnm ls` shows {', '.join(sorted(rows))}",

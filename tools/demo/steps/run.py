@@ -40,20 +40,20 @@ def place(context: Context) -> Proofs:
     """Every process is in the cgroup of the CNM that `ps` names, and that CNM may have it."""
     names = context.services()
 
-    def all_seen() -> dict[str, str] | None:
+    def agreed() -> dict[str, str] | None:
         where = context.where()
-        return where if all(name in where for name in names) else None
+        if not all(name in where for name in names):
+            return None
+        rows = context.rows()  # after /proc: what moved in between is looked at again
+        return where if all(where[name] == rows[name].cnm for name in names) else None
 
     where = context.wait(
-        f"a process in /proc for each of {len(names)} instances",
-        all_seen,
-        seen=lambda: context.late(SHOP),
+        f"a process in /proc for each of {len(names)} instances, where `apf ps` says",
+        agreed,
+        seen=lambda: f"{context.late(SHOP)}; /proc: {_places(context.where())}",
     )
-    rows = context.rows()
-    wrong = [n for n in names if where[n] != rows[n].cnm]
-    hold(not wrong, f"{', '.join(wrong)}: /proc shows another CNM than `apf ps`")
     how = "cgroup" if context.fence == "power" else "parent process"
-    yield f"by {how}: " + ", ".join(f"{n.split('/', 1)[1]} {where[n]}" for n in names)
+    yield f"by {how}: {_places(where)}"
     webs = [where[name] for name in names if f"{SHOP}/web/" in name]
     hold(len(set(webs)) == len(webs), f"spread: the web instances are on {', '.join(webs)}")
     infer = where[f"{SHOP}/infer/0"]
@@ -61,6 +61,10 @@ def place(context: Context) -> Proofs:
     over = overcommitted(context, where)
     hold(not over, f"overcommitted: {'; '.join(over)}")
     yield f"spread: web on {', '.join(sorted(webs))}; accelerator: infer on {infer}; no overcommit"
+
+
+def _places(where: dict[str, str]) -> str:
+    return ", ".join(f"{name.split('/', 1)[1]} {cnm}" for name, cnm in sorted(where.items()))
 
 
 def overcommitted(context: Context, where: dict[str, str]) -> list[str]:
