@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from firmware import control_connection as cc
 from firmware import control_socket as cs
 from firmware import rpc
 from hal.errors import Refused, StoreFull, Unavailable
@@ -178,9 +179,9 @@ def push(rig: Rig, client: socket.socket, data: bytes) -> bytes:
 
 def test_a_line_of_the_limit_is_read_and_a_longer_one_is_told_and_cut(rig: Rig) -> None:
     client, other = rig.connect(), rig.connect()
-    text = "x" * (cs.MAX_LINE_BYTES - len(ask("echo", text="")) + 1)
+    text = "x" * (cc.MAX_LINE_BYTES - len(ask("echo", text="")) + 1)
     line = ask("echo", text=text)
-    assert len(line) == cs.MAX_LINE_BYTES + 1  # with its newline
+    assert len(line) == cc.MAX_LINE_BYTES + 1  # with its newline
     assert words(push(rig, client, line)) == [text]
     assert words(push(rig, client, b" " + line)) == ["request_too_large", "<end>"]
     assert words(push(rig, rig.connect(), b"y" * (2 << 20))) == ["request_too_large", "<end>"]
@@ -206,7 +207,7 @@ def test_a_half_request_times_out_and_a_whole_one_does_not(rig: Rig) -> None:
     half, idle = rig.connect(), rig.connect()
     half.sendall(b'{"jsonrpc"')
     rig.pump()
-    rig.reactor.advance(cs.HALF_REQUEST_NS - SECOND)
+    rig.reactor.advance(cc.HALF_REQUEST_NS - SECOND)
     assert drain(half) == b""
     half.sendall(b":")  # a byte now and then does not buy time
     rig.pump()
@@ -232,13 +233,13 @@ def test_the_time_of_a_half_request_counts_from_its_own_first_byte(rig: Rig) -> 
 
 def test_a_flood_is_slowed_down_and_nothing_of_it_is_lost(rig: Rig) -> None:
     client = rig.connect()
-    count = cs.RATE_BURST + 200
+    count = cc.RATE_BURST + 200
     client.sendall(b"".join(ask("echo", n, text="") for n in range(count)))
     got = b""
     for _ in range(40):
         rig.pump()
         got += drain(client)
-    assert len(words(got)) == cs.RATE_BURST
+    assert len(words(got)) == cc.RATE_BURST
     for _ in range(40):
         rig.reactor.advance(SECOND // 50)
         rig.pump()
@@ -249,21 +250,21 @@ def test_a_flood_is_slowed_down_and_nothing_of_it_is_lost(rig: Rig) -> None:
 
 def test_too_many_open_answers_are_refused_and_late_ones_still_come(rig: Rig) -> None:
     client = rig.connect()
-    client.sendall(b"".join(ask("later", n) for n in range(cs.MAX_OUTSTANDING + 1)))
+    client.sendall(b"".join(ask("later", n) for n in range(cc.MAX_OUTSTANDING + 1)))
     rig.pump()
     assert words(drain(client)) == ["too_many_outstanding"]
     rig.open[5].complete("five")
     assert words(drain(client)) == ["five"]
     client.sendall(ask("later", "again"))
     rig.pump()
-    assert len(rig.open) == cs.MAX_OUTSTANDING + 1
+    assert len(rig.open) == cc.MAX_OUTSTANDING + 1
 
 
 def test_an_answer_that_never_comes_is_given_up(rig: Rig) -> None:
     client = rig.connect()
     client.sendall(ask("later"))
     rig.pump()
-    rig.reactor.advance(cs.ANSWER_NS + SECOND)
+    rig.reactor.advance(cc.ANSWER_NS + SECOND)
     assert words(drain(client)) == ["deadline_passed"]
     rig.open[0].complete("too late")
     assert drain(client) == b""
@@ -296,7 +297,7 @@ def test_answers_that_are_not_read_stop_the_reading_of_requests(rig: Rig) -> Non
     client.sendall(b"".join(ask("big", n) for n in range(30)))
     rig.pump()
     connection = next(iter(rig.control._connections.values()))
-    assert connection._out_bytes < cs.BACKLOG_PAUSE_BYTES + 200_000
+    assert connection._out_bytes < cc.BACKLOG_PAUSE_BYTES + 200_000
     got = b""
     for _ in range(60):
         got += drain(client)
@@ -308,7 +309,7 @@ def test_a_reader_that_takes_nothing_is_cut_off_and_counted(rig: Rig) -> None:
     client = rig.connect()
     client.sendall(b"".join(ask("big", n) for n in range(10)))
     rig.pump()
-    rig.reactor.advance(cs.WRITE_STALL_NS + SECOND)
+    rig.reactor.advance(cc.WRITE_STALL_NS + SECOND)
     assert rig.control.connections == 0
     assert rig.control.counters["slow_readers_cut"] == 1
 
