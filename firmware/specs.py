@@ -8,7 +8,8 @@ import json
 from typing import Any, Final
 
 from firmware.assignments import Assignment
-from firmware.images import Image, ImageStore
+from firmware.image_manifest import Image
+from firmware.images import ImageStore
 from firmware.storage import Volumes
 from firmware.workload import HOST_IMAGE, Component, RuntimeChoice
 from hal.errors import Refused, Unavailable
