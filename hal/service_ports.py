@@ -1,5 +1,5 @@
 """Seams between a daemon of ours and the host it runs on: its control socket, the service
-manager that watches it, its pid file. The habits of `hal.ports` hold here too.
+manager that watches it. The habits of `hal.ports` hold here too.
 
 They stand apart from `hal.ports` because they are no hardware: a simulated card has none of them,
 or gives them from memory.
@@ -95,13 +95,3 @@ class NotifyServer(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class PidFile(Protocol):
-    """A pid file held by a lock: it names a live process for as long as the lock is held."""
-
-    def write(self, pid: int) -> None: ...
-
-    def close(self) -> None:
-        """Empty the file and let the lock go."""
-        ...

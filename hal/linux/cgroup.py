@@ -19,7 +19,6 @@ from typing import Final
 from hal.errors import Refused, Unavailable
 from hal.linux import cgroup_stats
 from hal.linux.beneath import split_path
-from hal.linux.oserror import hal_error
 from hal.ports import InstanceLimits, Usage
 
 # One period as in every container engine; the quota is a share of it.
@@ -185,10 +184,6 @@ class Cgroup:
         # Empty in v2 settles it; without v2 (or before somebody was moved there) look at each.
         return not events and bool(self.procs())
 
-    def events_path(self) -> str:
-        """Of cgroup.events: a descriptor of it reports HANGUP on every change; "" without v2."""
-        return f"{self.v2_dir}/cgroup.events" if self.v2_dir else ""
-
     def freeze(self) -> None:
         """Stop everything in it; through v2 where there is one, for those die of SIGKILL.
 
@@ -268,18 +263,6 @@ class Cgroup:
     def _set1(self, controller: str, name: str, value: str) -> bool:
         directory = self.v1_dir(controller)
         return bool(directory) and _try_write(f"{directory}/{name}", value)
-
-
-def current_cgroup(tree: CgroupTree) -> str:
-    """The v2 path of this process relative to the mount ("/" at the root or without v2)."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("0::") and tree.v2:
-                    return line[3:].rstrip("\n")
-    except OSError as exc:
-        raise hal_error(exc, "/proc/self/cgroup") from exc
-    return "/"
 
 
 def _walk(top: str) -> Iterator[str]:

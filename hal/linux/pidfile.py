@@ -14,7 +14,7 @@ from hal.linux.oserror import hal_error
 
 
 class LockedPidFile:
-    """`hal.service_ports.PidFile`."""
+    """A pid file that names a live process for as long as its lock is held."""
 
     def __init__(self, path: str | Path) -> None:
         """Raises Refused, with the holder's pid, when somebody else has the lock."""

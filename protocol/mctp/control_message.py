@@ -15,7 +15,6 @@ from protocol.errors import ProtocolError
 from protocol.mctp.packet import TYPE_CONTROL
 
 HEADER_BYTES: Final = 3  # type byte included
-IID_MASK: Final = 0x1F
 
 CONTROL_HEADER_WIRE: Final = cs.BitStruct(
     "ic" / cs.Const(0, cs.Bit),  # control messages never have an integrity check
