@@ -66,11 +66,14 @@ class OciRuntime(RuntimeBase):
         bundle_dir: str | Path,
         program: str = "runc",
     ) -> None:
-        """`state_dir` is the runtime's `--root`. Raises Unavailable without the program."""
+        """`state_dir` is the runtime's `--root`. Raises Unavailable without the program, and for
+        others than root: their containers would need user namespaces, which we do not make."""
         super().__init__(reactor, children, tree, cgroup_parent)
         found = shutil.which(program)
         if found is None:
             raise Unavailable(f"OCI runtime {program!r} is not installed (Debian: runc)")
+        if os.geteuid():
+            raise Unavailable(f"containers ({program}) need root; processes do not")
         self._state_dir = os.path.abspath(state_dir)
         self._bundle_dir = os.path.abspath(bundle_dir)
         self._program = os.path.realpath(found)
