@@ -72,6 +72,8 @@ class LocalCard:
         }
         self.env |= env or {}
         self.board = board
+        self.python = sys.executable
+        self.user: dict[str, Any] = {}  # subprocess's `user`, `group`, `extra_groups`
         self._client: Client | None = None
         self._keeper: KeeperControl | None = None
         if board_text:
@@ -91,9 +93,10 @@ class LocalCard:
     def apf(self, *words: str, code: int | None = 0, timeout_s: float = 60) -> Any:
         """Run `apf WORDS --json`; its data. The exit code must be `code` (None: any)."""
         done = subprocess.run(
-            [sys.executable, "-m", "tools", *words, "--json"],
+            [self.python, "-m", "tools", *words, "--json"],
             cwd=ROOT,
             env=self.env,
+            **self.user,
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -110,9 +113,10 @@ class LocalCard:
     def start(self, *words: str) -> "subprocess.Popen[str]":
         """`apf WORDS` in the background, stdout as text; the caller ends it."""
         return subprocess.Popen(
-            [sys.executable, "-m", "tools", *words],
+            [self.python, "-m", "tools", *words],
             cwd=ROOT,
             env=self.env | {"PYTHONUNBUFFERED": "1"},
+            **self.user,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
