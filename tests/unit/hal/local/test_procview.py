@@ -30,7 +30,7 @@ def test_no_name_hides_or_forges_what_proc_says_of_a_process(name: bytes) -> Non
     assert stat.state in "RS"
     assert not stat.ending
     assert procview.ns_pids(pid)[0] == pid
-    assert pid in procview.family(pid, mark=("X_NOT_SET", "1"))
+    assert pid in procview.family(pid, adopted_by=os.getpid(), mark=("X_NOT_SET", "1"))
 
 
 def test_a_process_that_is_not_there_has_no_stat() -> None:
