@@ -56,7 +56,7 @@ class Decisions:
             self.workloads[name] = WorkloadDecision(
                 workload=Workload.from_json(document), deleted=bool(record.get("deleted"))
             )
-        for name, record in self.journal.items(Kind.ASSIGNMENT).items():
+        for record in self.journal.items(Kind.ASSIGNMENT).values():
             self._take(Assignment.from_json(record))
         value: Any = (self.journal.get(Kind.META, GENERATION_KEY) or {}).get("value", 0)
         places = [a.place for a in self.assignments.values()]
