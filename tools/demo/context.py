@@ -41,6 +41,7 @@ class Context:
     cgroup: str = ""  # /apf/RUN_ID once the keeper has said it
     fence: str = ""  # "power" or "lease"
     normal: Mapping[str, Any] = field(default_factory=dict)  # the normal form of the shop
+    submitted_ns: int = 0  # when the shop was
 
     # --- the board ---
 
@@ -218,6 +219,10 @@ class Context:
     def timer(self) -> "Timer":
         """Runs from now on."""
         return Timer(clock=self.clock, start_ns=self.clock.now_ns())
+
+    @property
+    def since_submit_ms(self) -> int:
+        return (self.clock.now_ns() - self.submitted_ns) // MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
