@@ -22,7 +22,6 @@ from protocol.apf import InstanceState
 
 AGAIN_FIRST_NS: Final = 100 * MS
 AGAIN_MOST_NS: Final = 30_000 * MS
-AGAIN_LIMIT: Final = 16_384
 
 
 class Placements:

@@ -63,7 +63,12 @@ def test_a_compose_service_runs_in_a_container_on_one_module(running: LocalCard)
     ]
     if memory:  # hybrid host: the limit is where the kernel keeps it
         assert int((memory[0] / "memory.limit_in_bytes").read_text()) == 32 << 20
-    text = card.wait("output", lambda: card.apf("logs", TICK)["text"])
+
+    def three() -> str | None:
+        text = card.apf("logs", TICK)["text"]
+        return text if text.count("\n") >= 3 else None
+
+    text = card.wait("output", three)
     assert text.splitlines()[:3] == ["tick 1", "tick 2", "tick 3"]
 
 
