@@ -176,6 +176,7 @@ class Views:
             "lease_ms_left": cnm.lease.left_ms(now_ns),
             "init_pid": cnm.power.init_pid if cnm.power else None,
             "agent_pid": agent.pid if agent else None,
+            **({} if agent else {"agent_pid_error": "the host shows no agent of it"}),
             "runc_root": cnm.runc_root,
             "cgroup": cnm.power.cgroup if cnm.power else None,
             "fence": cnm.power.fence.value if cnm.power else None,
