@@ -98,7 +98,11 @@ class Discovery:
             self._asking.discard((cnm.id, link))
             self._asked_ns.pop((cnm.id, link), None)
         cnm.mc.abandon("the module is gone")
-        cnm.agent.abandon("the module is gone")
+        self._forget_agent(cnm, "the module is gone")
+
+    def _forget_agent(self, cnm: Cnm, text: str) -> None:
+        """What the old boot still answers must not be taken for the new one's."""
+        cnm.agent.abandon(text)
         self._sessions.close_window(cnm)
         cnm.forget_boot()
 
@@ -162,7 +166,7 @@ class Discovery:
             self._quarantine(cnm, wrong)
             return
         if reply.boot_id != cnm.boot_id:
-            cnm.forget_boot()
+            self._forget_agent(cnm, "the module has booted anew")
             cnm.uuid = reply.cnm_uuid
             cnm.software = reply.software
             proof = cnm.lease.on_boot(reply.boot_id, self._loop.now_ns())

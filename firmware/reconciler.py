@@ -297,6 +297,9 @@ class Reconciler:
             if self._inventory.look(place, instance).sight is Sight.CURRENT:
                 self._deployer.remove(instance, place, place.generation, abort=False)
                 return
+        last = assignment.place
+        if last is not None and self._inventory.look(last, instance).sight is Sight.GONE:
+            self.placements.say_stale(assignment)
 
         def forgotten(good: bool) -> None:
             if not good:

@@ -86,6 +86,25 @@ def test_a_volume_that_was_never_flushed_is_empty_after_a_failover_and_that_is_s
     assert "as it was created" in stale.text
 
 
+def test_a_component_removed_after_its_module_died_says_what_its_volume_lost(
+    world: World,
+) -> None:
+    with_db(world)
+    world.call("volume.flush", name="data")
+    cnm = world.modules[world.where(DB)]
+    cnm.write_volume("data", "table", b"newer rows")
+    world.kill_daemon()
+    cnm.slot.pull()
+    world.start_daemon()
+    world.run_until(lambda: world.card.ready)
+    world.remove("shop")
+    world.settle()
+    (stale,) = [event for event in world.events if event.code == "volume.stale"]
+    assert "ms old" in stale.text
+    (row,) = world.call("volume.list")
+    assert row["bytes"] == 4
+
+
 def test_a_restart_where_it_was_keeps_what_it_wrote(world: World) -> None:
     with_db(world)
     cnm = world.modules[world.where(DB)]
