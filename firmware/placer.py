@@ -130,7 +130,7 @@ class Placer:
             if only in here:
                 return NoRoom(reasons={only: "it is there already"})
             return self._ask(demand, constraints, frozenset({only}))
-        return self._ask(demand, constraints, frozenset())
+        return self._ask(demand, constraints, self._pins(component, assignment.instance))
 
     def hopeless(self, workload: Workload) -> dict[str, Mapping[str, str]]:
         """Components that no CNM of this card could hold even when empty, each with the reason per

@@ -29,7 +29,7 @@ from protocol.apf import InstanceState, InstanceStatus
 
 STEPS_A_TURN: Final = 64  # then the loop gets its turn; heartbeats must not wait
 STAGE_TRIES: Final = 3  # on one module, before another one is tried
-FLUSH_TRIES: Final = 3  # before the last state that is safe is all there is
+FLUSH_TRIES: Final = 8  # some 25 s in all: an agent that hangs is replaced after 10 s
 DEFAULT_GRACE_MS: Final = 10_000
 
 

@@ -63,7 +63,7 @@ def test_a_move_to_where_it_is_or_to_nowhere_is_refused_and_changes_nothing() ->
     assert world.running() == before
 
 
-@pytest.mark.parametrize("after_ms", range(0, MOVE_MS, 6))
+@pytest.mark.parametrize("after_ms", range(0, MOVE_MS, 10))
 def test_a_target_that_dies_in_the_middle_costs_nothing(after_ms: int) -> None:
     world = moving_world(seed=after_ms)
     source = world.where(DB)
@@ -79,7 +79,7 @@ def test_a_target_that_dies_in_the_middle_costs_nothing(after_ms: int) -> None:
         assert world.where(DB) == source
 
 
-@pytest.mark.parametrize("after_ms", range(0, MOVE_MS, 6))
+@pytest.mark.parametrize("after_ms", range(0, MOVE_MS, 10))
 def test_a_source_that_dies_in_the_middle_is_taken_over_by_the_target(after_ms: int) -> None:
     world = moving_world(seed=after_ms)
     world.call("volume.flush", name="data")
@@ -94,7 +94,7 @@ def test_a_source_that_dies_in_the_middle_is_taken_over_by_the_target(after_ms: 
     assert ("volume.stale" in world.codes()) != stopped_here
 
 
-@pytest.mark.parametrize("after_ms", range(0, MOVE_MS, 4))
+@pytest.mark.parametrize("after_ms", range(0, MOVE_MS, 5))
 def test_a_daemon_killed_at_any_step_of_a_move_finishes_or_undoes_it(after_ms: int) -> None:
     world = moving_world(seed=after_ms, fence=FenceKind.LEASE)
     world.migrate(DB)

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from hal.mock.instance import Behaviour
 from hal.mock.line_faults import LinePlan
 from tests.sim.documents import component, image, layer, volume, workload
 from tests.sim.world import RpcFailure, World
@@ -156,6 +157,30 @@ def test_those_who_share_a_volume_fail_over_together(world: World) -> None:
     assert len(world.running()) == 3
     (other,) = {found[0] for found in world.running().values()}
     assert other != cnm
+
+
+def test_one_of_those_who_share_a_volume_never_goes_elsewhere_alone(world: World) -> None:
+    shared = {"volumes": [volume()]}
+    world.submit(workload("shop", component("a", **shared)))
+    world.settle()
+    world.kernel.behaviours.add("b", Behaviour(start_error="no such file"))
+    world.submit(workload("more", component("b", **shared)))
+    world.run(10)
+    assert world.ps()["more/b/0"]["cnm"] == world.where("shop/a/0")
+
+
+def test_an_agent_that_hangs_while_a_volume_comes_home_costs_time_and_no_data(
+    world: World,
+) -> None:
+    with_db(world)
+    module = world.modules[world.where(DB)]
+    world.remove("shop")
+    world.run_until(lambda: any(job[0] == "flush" for job in world.card.deployer._jobs))
+    world.kernel.pause(module.agent_node)
+    world.settle()
+    assert "volume.stale" not in world.codes()
+    (row,) = world.call("volume.list")
+    assert row["bytes"] == 4
 
 
 def test_an_agent_that_dies_while_a_volume_comes_home_delays_it_only(world: World) -> None:
