@@ -26,6 +26,7 @@ services:
     cpus: 0.2
     mem_limit: 32m
     restart: always
+    stop_grace_period: 1s
 """
 TICK = "shop/tick/0"
 

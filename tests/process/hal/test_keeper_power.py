@@ -329,12 +329,21 @@ def test_without_root_a_daemon_that_hides_from_its_mark_dies_with_its_init_and_n
     keeper = start_keeper(*slots, where=nobody.home, command=nobody.command)
     ons = [keeper.power(number, "on") for number in (0, 1)]
     for number in (0, 1):
-        until(lambda number=number: len(processes_of(keeper, number)) == 2)
+        until(lambda number=number: b"sleep\x001000\0" in words_of(keeper, number))
     first, second = processes_of(keeper, 0), processes_of(keeper, 1)
     os.kill(ons[0]["init_pid"], signal.SIGKILL)
     until(lambda: not keeper.power(0, "read")["power_good"])
     assert all(gone(row["pid"], row["start_ticks"]) for row in first)
     assert processes_of(keeper, 1) == second
+
+
+def words_of(keeper, number: int) -> set[bytes]:
+    """The command lines of a CNM's processes, as soon as they are two."""
+    rows, words = processes_of(keeper, number), set()
+    for row in rows:
+        with contextlib.suppress(OSError):  # it has ended since
+            words.add(Path(f"/proc/{row['pid']}/cmdline").read_bytes())
+    return words if len(rows) == 2 else set()
 
 
 def processes_of(keeper, number: int) -> list[dict[str, int]]:
