@@ -29,6 +29,7 @@ from protocol.apf import (
     decode,
     decode_header,
     encode,
+    hot_notice,
 )
 from protocol.errors import ProtocolError
 from protocol.mctp.reassembly import Message
@@ -293,6 +294,10 @@ class Endpoint:
 
     def _on_vendor(self, message: Message) -> None:
         try:
+            hot = hot_notice(message.data, self._vendor_id)
+            if hot is not None:
+                self._on_notice(hot.OPCODE, hot)
+                return
             apf = decode(message.data, vendor_id=self._vendor_id)
         except ProtocolError as exc:
             self.counters[f"rx_{exc.code}"] += 1
@@ -303,11 +308,14 @@ class Endpoint:
         elif apf.kind is Kind.REQUEST:
             self._on_request(message, apf)
         else:
-            handler = self._notices.get(apf.opcode)
-            if handler is None:
-                self.counters["rx_unknown_notice"] += 1
-            else:
-                handler(apf.body)
+            self._on_notice(apf.opcode, apf.body)
+
+    def _on_notice(self, opcode: int, body: Body) -> None:
+        handler = self._notices.get(opcode)
+        if handler is None:
+            self.counters["rx_unknown_notice"] += 1
+        else:
+            handler(body)
 
     def _on_reply(self, message: Message, apf: ApfMessage) -> None:
         pending = None if message.to else self._pending.get(message.tag)

@@ -6,6 +6,7 @@ from protocol.apf.codec import (
     ApfMessage,
     decode,
     encode,
+    hot_notice,
 )
 from protocol.apf.fields import (
     DIGEST_BYTES,
@@ -248,6 +249,7 @@ __all__ = [
     "decode_header",
     "encode",
     "encode_header",
+    "hot_notice",
     "layout_text",
     "pack_bits",
 ]
