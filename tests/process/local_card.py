@@ -134,8 +134,6 @@ class LocalCard:
         left: list[str] = []
         try:
             self.hang_up()
-            if self._keeper is not None:
-                self._keeper.close()
             self.apf("down", code=None)
             left = self.leftovers(root)
         finally:
@@ -197,10 +195,12 @@ class LocalCard:
             raise
 
     def hang_up(self) -> None:
-        """Close the connection; the next question opens another."""
+        """Close the connections; the next question opens another."""
         if self._client is not None:
             self._client.close()
-            self._client = None
+        if self._keeper is not None:
+            self._keeper.close()
+        self._client = self._keeper = None
 
     def status(self) -> dict[str, Any] | None:
         """What `apf status` shows, or None when no daemon answers."""
