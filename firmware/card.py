@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from firmware.board_types import Board, Slot
@@ -38,6 +39,7 @@ from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telem
 
 SOFTWARE: Final = "apf-card/0.1.0"
 SCAN_NS: Final = 250 * MS
+LAST_FLUSH_NS: Final = 5_000 * MS  # before the card goes down; `apf down` waits 7.5 s, then presses
 SETTLE_NS: Final = 5_000 * MS  # after a start, what is new waits so long for modules that boot
 CARD_UUID_BYTES: Final = 16
 
@@ -66,6 +68,7 @@ class Card:
         self.ready = False
         self.submitting: set[str] = set()  # names on their way to the disk
         self.on_shutdown: Callable[[], None] = lambda: None
+        self._stopping = False
         self._ports = ports
         self._start_ns = loop.now_ns()
         self.events = EventLog(loop, ports.wall_ns)
@@ -377,6 +380,30 @@ class Card:
         }
 
     def shut_down(self) -> None:
-        """Stop the daemon, and with it (by its supervisor) the local board."""
+        """Bring the volumes home, as far as that is soon done; then stop the daemon, and with it
+        (by its supervisor) the local board. Once: asked again, it is at it already."""
+        if self._stopping:
+            return
+        self._stopping = True
         self.events.emit(EventCode.CARD_STOPPING, "on request")
-        self.on_shutdown()
+        placed = (a for a in self.decisions.assignments.values() if a.place is not None)
+        waiting = {name for assignment in placed for name in assignment.volumes}
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                cancel()
+                self.on_shutdown()
+
+        def home(name: str, _error: str) -> None:
+            waiting.discard(name)
+            if not waiting:
+                end()
+
+        cancel = self.loop.call_later(LAST_FLUSH_NS, end)
+        for name in sorted(waiting):
+            self.flush_volume(name, partial(home, name))
+        if not waiting:
+            end()

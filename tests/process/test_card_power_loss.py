@@ -49,10 +49,9 @@ def card() -> Iterator[LocalCard]:
         yield card
 
 
-def write_and_flush(card: LocalCard, text: str) -> None:
+def write_note(card: LocalCard, text: str) -> None:
     pid = card.ps()["shop/db/0"]["pid"]
     Path(f"/proc/{pid}/root/data/note").write_text(text)
-    card.apf("volume", "flush", next(row["name"] for row in card.call("volume.list")))
 
 
 def note_of(card: LocalCard) -> str:
@@ -63,7 +62,8 @@ def note_of(card: LocalCard) -> str:
 def test_the_keepers_death_is_the_cards_power_loss_and_all_of_it_comes_back(
     card: LocalCard,
 ) -> None:
-    write_and_flush(card, "before the loss")
+    write_note(card, "before the loss")
+    card.apf("volume", "flush", next(row["name"] for row in card.call("volume.list")))
     before, status = card.first_processes(), card.managing()
     assert status is not None
     with CopyWatch(card) as watch:
@@ -91,7 +91,7 @@ def test_the_keepers_death_is_the_cards_power_loss_and_all_of_it_comes_back(
 
 
 def test_down_leaves_nothing_running_and_up_brings_the_workloads_back(card: LocalCard) -> None:
-    write_and_flush(card, "before going down")
+    write_note(card, "before going down")  # nobody flushes it: going down does
     before, ps = card.first_processes(), set(card.ps())
     images = card.call("image.list")
     card.hang_up()
