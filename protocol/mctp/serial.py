@@ -119,11 +119,11 @@ def _usual_packet(data: bytes, at: int, closing: int) -> bytes:
     b"" says nothing: `inspect_frame` then judges. It would take every packet that this takes.
     """
     body = data[at + HEAD_BYTES : closing - 2]
-    packet = unescape(body) if ESCAPE in body else body
+    escapes = body.count(ESCAPE)
+    packet = unescape(body) if escapes else body
     count = data[at + 2]
     if (
-        len(packet) == count
-        and len(body) == count + body.count(ESCAPE)
+        len(packet) == count == len(body) - escapes
         and fcs16_from(packet, HEAD_FCS[count]) == data[closing - 2] << 8 | data[closing - 1]
     ):
         return packet
