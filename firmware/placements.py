@@ -6,7 +6,6 @@ follow at once, so that two decisions on their way to the disk never count on th
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
 
 from firmware.assignments import Assignment, Place
 from firmware.decide import Seen
@@ -16,12 +15,10 @@ from firmware.events import EventCode, EventLog
 from firmware.inventory import Inventory
 from firmware.loop import MS, Loop
 from firmware.placer import NoRoom, Placer
+from firmware.restarts import Restarts
 from firmware.storage import Volumes
 from firmware.workload import Component
 from protocol.apf import InstanceState
-
-AGAIN_FIRST_NS: Final = 100 * MS
-AGAIN_MOST_NS: Final = 30_000 * MS
 
 
 class Placements:
@@ -49,7 +46,7 @@ class Placements:
         self._volumes = volumes
         self._events = events
         self._kick = kick
-        self._again_ns: dict[tuple[str, int], int] = {}
+        self.restarts = Restarts()
 
     def place_on(self, cnm_id: str) -> Place:
         """A new generation on a module as it is booted now."""
@@ -159,23 +156,19 @@ class Placements:
         place = assignment.place
         assert place is not None
         assert seen.status is not None
-        key = (assignment.instance, place.generation)
-        now_ns = self._loop.now_ns()
-        due_ns = self._again_ns.get(key)
-        if due_ns is None:
-            pause_ns = min(AGAIN_MOST_NS, AGAIN_FIRST_NS << min(assignment.restarts, 10))
-            due_ns = self._again_ns[key] = now_ns + pause_ns
+        instance, now_ns = assignment.instance, self._loop.now_ns()
+        pause_ns = self.restarts.pause_ns(instance, place.generation, assignment.restarts, now_ns)
+        if pause_ns is not None:
             self._events.emit(
                 EventCode.INSTANCE_RESTARTING,
-                f"{assignment.instance}: {seen.status.text or 'ended'}; again in "
-                f"{pause_ns // MS} ms",
+                f"{instance}: {seen.status.text or 'ended'}; again in {pause_ns // MS} ms",
                 cnm=place.cnm,
-                instance=assignment.instance,
+                instance=instance,
             )
+        due_ns = self.restarts.due_ns(instance)
         if now_ns < due_ns:
-            self._loop.call_at(due_ns, lambda: self._kick(assignment.instance))
+            self._loop.call_at(due_ns, lambda: self._kick(instance))
             return
-        del self._again_ns[key]
         cnm_id = place.cnm
         if seen.draining or seen.status.state == InstanceState.FAILED:
             choice = self._placer.find_alternative_cnm(component, assignment)

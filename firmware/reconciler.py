@@ -244,8 +244,11 @@ class Reconciler:
             seen.status.state == InstanceState.RUNNING
             and seen.status.generation == assignment.place.generation
         )
-        if settled and not self._deployer.busy(instance):
-            self._deployer.settle(instance)
+        if settled:
+            now_ns = self._loop.now_ns()
+            self.placements.restarts.running(instance, assignment.place.generation, now_ns)
+            if not self._deployer.busy(instance):
+                self._deployer.settle(instance)
 
     def _stage(
         self, assignment: Assignment, component: Component, place: Place, *, prepare: bool
@@ -306,6 +309,7 @@ class Reconciler:
                 return
             self._placer.forget(instance)
             self._deployer.settle(instance)
+            self.placements.restarts.forget(instance)
             self.waiting.pop(instance, None)
             self._events.emit(
                 EventCode.INSTANCE_REMOVED, f"{instance}: nothing is left", instance=instance
