@@ -7,8 +7,8 @@ import pytest
 
 from firmware.cnm.records import Instance
 from protocol.apf import InstanceState
-from tests.sim.documents import component, volume, workload
-from tests.sim.world import World
+from tools.sim.documents import component, volume, workload
+from tools.sim.world import World
 
 BAD = "cnm2"
 

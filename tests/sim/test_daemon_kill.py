@@ -8,9 +8,9 @@ import pytest
 
 from firmware.lease import LeaseState
 from hal.ports import FenceKind
-from tests.sim.documents import component, image, layer, volume, workload
-from tests.sim.module import fence_by
-from tests.sim.world import World
+from tools.sim.documents import component, image, layer, volume, workload
+from tools.sim.module import fence_by
+from tools.sim.world import World
 
 APP = layer({"bin/app": bytes(400_000)})
 INSTANTS = 50

@@ -9,9 +9,9 @@ import pytest
 from firmware.lease import LeaseState
 from hal.mock.instance import START_NS, Behaviour
 from hal.ports import FenceKind
-from tests.sim.documents import component, workload
-from tests.sim.module import fence_by
-from tests.sim.world import SECOND, World
+from tools.sim.documents import component, workload
+from tools.sim.module import fence_by
+from tools.sim.world import SECOND, World
 
 WEB = "shop/web/0"
 START_S = START_NS / SECOND

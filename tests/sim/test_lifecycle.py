@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from hal.mock.instance import Behaviour
-from tests.sim.documents import component, image, layer, volume, workload
-from tests.sim.world import RpcFailure, World
+from tools.sim.documents import component, image, layer, volume, workload
+from tools.sim.world import RpcFailure, World
 
 WEB = "shop/web/0"
 

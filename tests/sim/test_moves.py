@@ -5,9 +5,9 @@ import pytest
 from firmware.board import load_board
 from hal.mock.instance import Behaviour
 from hal.ports import FenceKind
-from tests.sim.documents import component, image, layer, volume, workload
-from tests.sim.module import fence_by
-from tests.sim.world import SECOND, RpcFailure, World
+from tools.sim.documents import component, image, layer, volume, workload
+from tools.sim.module import fence_by
+from tools.sim.world import SECOND, RpcFailure, World
 
 DB = "shop/db/0"
 APP = layer({"bin/app": bytes(300_000)})

@@ -9,9 +9,9 @@ import pytest
 from hal.mock.instance import Behaviour
 from hal.mock.line_faults import LinePlan
 from hal.ports import FenceKind
-from tests.sim.documents import component, image, layer, volume, workload
-from tests.sim.judge import Started
-from tests.sim.world import SECOND, RpcFailure, World
+from tools.sim.documents import component, image, layer, volume, workload
+from tools.sim.judge import Started
+from tools.sim.world import SECOND, RpcFailure, World
 
 # the first ones, and those that once found something (seed, steps): moves and removals that waited
 # for ever for a report that had come, a dependant that nobody woke, a removal that nobody tried

@@ -3,8 +3,8 @@
 import pytest
 
 from hal.mock import runtime
-from tests.sim.documents import component, workload
-from tests.sim.world import World
+from tools.sim.documents import component, workload
+from tools.sim.world import World
 
 WEB = "shop/web/0"
 MS = 1_000_000

@@ -3,8 +3,8 @@
 from itertools import pairwise
 
 from hal.mock.instance import Behaviour
-from tests.sim.documents import component, workload
-from tests.sim.world import World
+from tools.sim.documents import component, workload
+from tools.sim.world import World
 
 WEB = "shop/web/0"
 SECOND = 1_000_000_000

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.sim.documents import component, volume, workload
-from tests.sim.world import World
+from tools.sim.documents import component, volume, workload
+from tools.sim.world import World
 
 DB = "shop/db/0"
 

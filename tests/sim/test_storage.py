@@ -6,8 +6,8 @@ import pytest
 
 from hal.mock.instance import Behaviour
 from hal.mock.line_faults import LinePlan
-from tests.sim.documents import component, image, layer, volume, workload
-from tests.sim.world import RpcFailure, World
+from tools.sim.documents import component, image, layer, volume, workload
+from tools.sim.world import RpcFailure, World
 
 WEB = "shop/web/0"
 DB = "shop/db/0"

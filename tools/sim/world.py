@@ -7,7 +7,7 @@
     world.kill_daemon(); world.run(0.3); world.start_daemon()
     world.settle()                        wanted = decided = running, and it stays so
 
-Time is virtual. Every step is watched by the judge (`tests/sim/judge.py`). A failure names the
+Time is virtual. Every step is watched by the judge (`tools/sim/judge.py`). A failure names the
 seed; the same seed gives the same run.
 """
 
@@ -33,8 +33,8 @@ from hal.mock.power import MockPower
 from hal.mock.program import Launch
 from hal.mock.runtime import MockHostView
 from hal.service_ports import PeerCredentials
-from tests.sim.judge import Judge
-from tests.sim.module import SimModule
+from tools.sim.judge import Judge
+from tools.sim.module import SimModule
 
 SECOND: Final = 1_000_000_000
 EXIT_START_FAILED: Final = 3  # firmware.app's

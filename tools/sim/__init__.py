@@ -1,0 +1,1 @@
+"""The simulator: the whole card in one process on virtual time (`apf sim`)."""
