@@ -9,7 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from firmware.link import QUEUE_PACKETS
 from firmware.workload import Component
@@ -23,7 +23,26 @@ TIMERS_MOST: Final = 20_000
 
 
 class Violation(AssertionError):
-    """An invariant was broken."""
+    """An invariant was broken. `invariant` is its stable name, `text` what was found, `at_ns` the
+    kernel's time."""
+
+    def __init__(self, invariant: str, at_ns: int, text: str, context: str = "") -> None:
+        """`context`: what helps to see it again, for the message only."""
+        super().__init__(f"{invariant}: {text}" + (f"\n{context}" if context else ""))
+        self.invariant = invariant
+        self.at_ns = at_ns
+        self.text = text
+
+
+class Injected(Protocol):
+    """What the judge reads of a fault that was injected (`tools.sim.faults.Injection`)."""
+
+    id: str
+    cnm: str | None
+    at_ns: int
+    text: str
+    lasts_ns: int
+    seen: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +85,8 @@ class Judge:
         self._newest: dict[str, int] = {}  # instance -> highest generation that ran
         self._epoch = self._generation = 0
         self.links: list[Any] = []  # firmware.link.Link of the daemon that runs
+        self.injections: list[Injected] = []
+        self.over_ns: int | None = None  # when the faults were over
         kernel.observers.append(self._after_step)
 
     # --- looking ---
@@ -97,9 +118,25 @@ class Judge:
             for entry in self.kernel.trace.entries()[-40:]
         )
         raise Violation(
-            f"{invariant}: {text}\nseed {self.kernel.seed}, {self.kernel.now_ns / 1e9:.6f} s; "
-            f"last of the trace:\n{last}"
+            invariant,
+            self.kernel.now_ns,
+            text,
+            f"seed {self.kernel.seed}, {self.kernel.now_ns / 1e9:.6f} s; "
+            f"last of the trace:\n{last}",
         )
+
+    # --- what the run tells it ---
+
+    def injected(self, injection: Injected) -> None:
+        """A fault acts from now on: for the blast radius and for truthful reporting."""
+        self.injections.append(injection)
+
+    def faults_over(self, at_ns: int) -> None:
+        """Everything is healed: from `at_ns` on the bounds of recovery count."""
+        self.over_ns = at_ns
+
+    def finish(self) -> None:
+        """The checks at the end of a run. Raises Violation."""
 
     # --- after each step ---
 
