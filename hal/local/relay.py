@@ -13,7 +13,7 @@ An unpowered CNM neither hears nor speaks: its bytes are dropped, and power edge
 Not modelled: overrun at a receiver that does not read, break, modem lines, parity.
 """
 
-import contextlib
+import errno
 import os
 import termios
 import tty
@@ -37,7 +37,12 @@ _BUSY_LAST_NS: Final = 50 * _MS
 
 
 class Pty:
-    """One pty, held open at both ends, raw, with a symlink to its slave."""
+    """One pty, held open at both ends, raw, with a symlink to its slave.
+
+    A hang-up of the slave (vhangup(2): a getty that was given the wrong line, an administrator)
+    ends every descriptor of it, ours too, and may leave the master with EIO until somebody opens
+    it again (tty_io.c, pty.c). So whoever meets EIO here opens the slave anew.
+    """
 
     def __init__(self, link: Path) -> None:
         self.link = link
@@ -47,13 +52,46 @@ class Pty:
             raise Unavailable(f"{link}: no pty: {exc}") from exc
         tty.setraw(self.slave_fd)
         os.set_blocking(self.master_fd, False)
+        self._name = os.ttyname(self.slave_fd)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(os.ttyname(self.slave_fd))
+        link.symlink_to(self._name)
+
+    def read(self, limit_bytes: int) -> bytes:
+        """What the slave's user wrote; nothing when there is nothing."""
+        try:
+            return os.read(self.master_fd, limit_bytes)
+        except BlockingIOError:
+            return b""
+        except OSError as exc:
+            self._after_hang_up(exc)
+            return b""
+
+    def write(self, data: bytes) -> int:
+        """How much the slave's buffer took."""
+        try:
+            return os.write(self.master_fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            self._after_hang_up(exc)
+            return 0
 
     def flush(self) -> None:
         """Forget what waits in both directions."""
-        termios.tcflush(self.slave_fd, termios.TCIOFLUSH)
+        try:
+            termios.tcflush(self.slave_fd, termios.TCIOFLUSH)
+        except termios.error as exc:
+            self._after_hang_up(OSError(*exc.args))
+            termios.tcflush(self.slave_fd, termios.TCIOFLUSH)
+
+    def _after_hang_up(self, exc: OSError) -> None:
+        if exc.errno != errno.EIO:
+            raise exc
+        fresh = os.open(self._name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        tty.setraw(fresh)
+        os.close(self.slave_fd)
+        self.slave_fd = fresh
 
     def close(self) -> None:
         self.link.unlink(missing_ok=True)
@@ -107,10 +145,7 @@ class Direction:
             self._reading = False
             self._loop.unwatch(self._source.master_fd)
             return
-        try:
-            data = os.read(self._source.master_fd, min(room, READ_LIMIT_BYTES))
-        except BlockingIOError:
-            return
+        data = self._source.read(min(room, READ_LIMIT_BYTES))
         if not self._powered:
             self.counters["unpowered_bytes"] += len(data)
             return
@@ -136,7 +171,7 @@ class Direction:
                 missing = min(len(data), self._bucket / 2) - self._tokens
                 self._later(max(_MS, int(missing / self._bytes_per_ns)))
                 break
-            taken = self._write(data[:wanted])
+            taken = self._sink.write(data[:wanted])
             if not taken:
                 self._later(self._busy_ns)
                 self._busy_ns = min(2 * self._busy_ns, _BUSY_LAST_NS)
@@ -151,11 +186,6 @@ class Direction:
                 self._queue[0] = (due_ns, data[taken:])
         if self._queued_bytes < self._limit_bytes:
             self._resume()
-
-    def _write(self, data: bytes) -> int:
-        with contextlib.suppress(BlockingIOError):
-            return os.write(self._sink.master_fd, data)
-        return 0
 
     def _later(self, delay_ns: int) -> None:
         if not self._timer_set:
