@@ -31,6 +31,7 @@ from firmware.rebalancer import Rebalancer
 from firmware.reconciler import Reconciler
 from firmware.rpc import refused
 from firmware.sessions import CnmSessions
+from firmware.signs_of_life import lost_ms
 from firmware.status import StatusReader
 from firmware.storage import Volumes
 from firmware.views import Views
@@ -116,6 +117,7 @@ class Card:
             self.profiler,
             self.events,
             board.thresholds,
+            agent_lost_ms=lost_ms(board.timing.heartbeat_ms),
             on_loaded=self._on_loaded,
         )
         self.rebalancer = Rebalancer(

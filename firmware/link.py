@@ -56,7 +56,8 @@ class Link:
         self._unsent = memoryview(b"")
         self._writing = False
         self._closed = False
-        self._cancel_expire = reactor.call_at(reactor.now_ns() + EXPIRE_NS, self._expire)
+        self._expiring = False  # a timer is set, which it is while messages are incomplete
+        self._cancel_expire: Callable[[], None] = lambda: None
         self._open()
 
     @property
@@ -149,6 +150,8 @@ class Link:
                     message = self._reassembler.feed(packet, link=self.name, now_ns=now_ns)
                     if message is not None:
                         self.on_message(message)
+                    elif self._reassembler.open_messages and not self._expiring:
+                        self._plan_expiry()
             if len(data) < READ_LIMIT_BYTES:
                 return  # that was all: the next event will tell of more
 
@@ -194,8 +197,14 @@ class Link:
         stream.close()
         self.on_state(False, f"{self.name}: {text}")
 
-    def _expire(self) -> None:
-        self._reassembler.expire(self._reactor.now_ns())
+    def _plan_expiry(self) -> None:
+        self._expiring = True
         self._cancel_expire = self._reactor.call_at(
             self._reactor.now_ns() + EXPIRE_NS, self._expire
         )
+
+    def _expire(self) -> None:
+        self._expiring = False
+        self._reassembler.expire(self._reactor.now_ns())
+        if self._reassembler.open_messages:
+            self._plan_expiry()

@@ -127,8 +127,9 @@ class Loop:
         self._mailbox.clear()
 
     def _turn(self, until_ns: int | None) -> bool:
+        now_ns = self.clock.now_ns
         ready = self.clock.wait(until_ns)
-        start_ns = self.clock.now_ns()
+        start_ns = now_ns()
         done = False
         for handle, events in ready:
             call = self._watches.get(handle)
@@ -138,10 +139,13 @@ class Loop:
                     call(events)
                 except BaseException as exc:  # noqa: BLE001  the policy decides, see _fault
                     self._fault(exc)
-        done |= self._run_timers(start_ns)
-        done |= self._run_mailbox()
-        spent_ns = self.clock.now_ns() - start_ns
-        self.longest_turn_ns = max(self.longest_turn_ns, spent_ns)
+        if self._timers and self._timers[0][0] <= start_ns:
+            done |= self._run_timers(start_ns)
+        if self._mailbox:
+            done |= self._run_mailbox()
+        spent_ns = now_ns() - start_ns
+        if spent_ns > self.longest_turn_ns:
+            self.longest_turn_ns = spent_ns
         return done
 
     def _run_timers(self, now_ns: int) -> bool:

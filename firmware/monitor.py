@@ -6,7 +6,6 @@ below `low`: two thresholds and a hold, so that nothing thrashes.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 from firmware.board_types import Thresholds
 from firmware.decisions import Decisions
@@ -17,8 +16,6 @@ from firmware.placer import Placer
 from firmware.profiler import Profiler
 from firmware.workload import Component
 from protocol.apf import AGENT_AGE_NONE, InstanceTelemetry, InstanceUsage, Telemetry
-
-AGENT_LOST_MS: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -57,6 +54,7 @@ class Monitor:
         events: EventLog,
         thresholds: Thresholds,
         *,
+        agent_lost_ms: int,
         on_loaded: Callable[[Cnm], None],
     ) -> None:
         """`on_loaded(cnm)` at each report of a module that is above its threshold."""
@@ -66,6 +64,7 @@ class Monitor:
         self._profiler = profiler
         self._events = events
         self._thresholds = thresholds
+        self._agent_lost_ms = agent_lost_ms
         self._on_loaded = on_loaded
         self._watches: dict[str, _Watch] = {}  # at most one a slot
 
@@ -147,8 +146,10 @@ class Monitor:
 
     def on_agent_age(self, cnm: Cnm, age_ms: int) -> None:
         """From the heartbeat: how long ago the init heard its agent."""
-        watch = self._watches.setdefault(cnm.id, _Watch())
-        lost = age_ms >= AGENT_LOST_MS
+        lost = age_ms >= self._agent_lost_ms
+        watch = self._watches.get(cnm.id)
+        if watch is None:
+            watch = self._watches[cnm.id] = _Watch()
         if lost and not watch.agent_lost and age_ms != AGENT_AGE_NONE:
             self._events.emit(
                 EventCode.CNM_AGENT_LOST, f"{cnm.id}: not heard for {age_ms} ms", cnm=cnm.id

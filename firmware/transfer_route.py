@@ -116,9 +116,12 @@ class ChunkRoute:
         if len(self._listeners) >= LISTENERS_MAX and (kind, transfer_id) not in self._listeners:
             raise TransferError(f"{LISTENERS_MAX} transfers listen already", code="queue_full")
         self._listeners[kind, transfer_id] = call
+        self.channel.expect(True)
 
     def forget(self, kind: int, transfer_id: int) -> None:
         self._listeners.pop((kind, transfer_id), None)
+        if not self._listeners:
+            self.channel.expect(False)
 
     def _chunk(self, kind: int, transfer_id: int, chunk: int, data: bytes) -> None:
         call = self._listeners.get((kind, transfer_id))

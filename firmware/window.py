@@ -33,6 +33,7 @@ CHUNKS_PER_TURN: Final = 16
 MS: Final = 1_000_000
 POLL_BUSY_NS: Final = 50 * MS  # while the peer owes us progress
 POLL_IDLE_NS: Final = 500 * MS
+POLL_QUIET_NS: Final = 5_000 * MS  # connected, and nobody owes or awaits anything
 FAULT_BACKOFF_NS: Final = 100 * MS  # doubled at each fault in a row
 FAULT_BACKOFF_MAX_NS: Final = 10_000 * MS
 SNAPSHOT_TRIES: Final = 4  # a peer that changes under our eyes each time waits for the next poll
@@ -82,6 +83,7 @@ class WindowChannel:
         self._used = False  # ours was connected: no second peer may be met under it
         self._peer = 0  # the peer's session that we accepted
         self._want_space = False
+        self._expecting = False
         self._attached = self._posted = self._watching = False
         self._cancel_timer: Callable[[], None] = _nothing
         self._timer_ns = 0  # the period that the armed timer stands for; 0: none
@@ -148,6 +150,12 @@ class WindowChannel:
         self._arm(POLL_BUSY_NS)
         return True
 
+    def expect(self, expecting: bool) -> None:
+        """Say whether chunks may come, so that a lost doorbell or a dead window shows soon."""
+        self._expecting = expecting
+        if expecting and self._attached:
+            self._arm(POLL_IDLE_NS)
+
     # --- turns ---
 
     def _kick(self) -> None:
@@ -162,7 +170,8 @@ class WindowChannel:
     def _on_bell(self, events: Event) -> None:
         try:
             if events & Event.HANGUP:
-                self._unwatch()  # the timer looks whether it is back
+                self._unwatch()
+                self._arm(POLL_IDLE_NS)  # it looks whether it is back
             else:
                 self._clear_bell()
         except HalError as exc:
@@ -204,8 +213,11 @@ class WindowChannel:
         except HalError as exc:
             self._fail(exc)
         if self._attached:
-            busy = self.connected and self._tx.outstanding > 0
-            self._arm(POLL_BUSY_NS if busy else POLL_IDLE_NS)
+            if self.connected and self._tx.outstanding:
+                self._arm(POLL_BUSY_NS)
+            else:
+                quiet = self.connected and self._watching and not self._expecting
+                self._arm(POLL_QUIET_NS if quiet else POLL_IDLE_NS)
 
     def _consume(self) -> None:
         """Take a bounded number of entries; bad ones are counted and dropped."""
@@ -354,8 +366,7 @@ class WindowChannel:
         try:
             self._doorbell.clear()
         except PeerGone:
-            self.counters["bell_gone"] += 1
-            self._unwatch()
+            self._bell_gone()
             return False
         return True
 
@@ -363,8 +374,13 @@ class WindowChannel:
         try:
             self._doorbell.ring()
         except PeerGone:
-            self.counters["bell_gone"] += 1
-            self._unwatch()
+            self._bell_gone()
+
+    def _bell_gone(self) -> None:
+        """Nobody will ring when the next one comes: look for it."""
+        self.counters["bell_gone"] += 1
+        self._unwatch()
+        self._arm(POLL_IDLE_NS)
 
     def _arm(self, period_ns: int) -> None:
         """Look again after `period_ns` at the latest."""

@@ -24,10 +24,10 @@ from firmware.cnm.mc import U32, Periodic
 from firmware.cnm.records import RefusedError, ctx_to_json, log_key_of, refusal_of
 from firmware.cnm.rootfs import Overlay, RootfsFactory
 from firmware.cnm.staging import Stager
-from firmware.cnm.supervisor import PING_MS
 from firmware.cnm.volumes import HotTier
 from firmware.endpoint import Deferred, Endpoint
 from firmware.loop import MS
+from firmware.signs_of_life import ping_ms
 from firmware.transfer import ChunkRoute, TransferReceiver
 from firmware.window import WindowChannel
 from hal.errors import HalError
@@ -115,7 +115,7 @@ class Agent:
     def start(self) -> None:
         """Ask init who we are; only then the link is opened."""
         self._init.request("info", {}, self._on_info)
-        Periodic(self._reactor, PING_MS, self._ping)
+        Periodic(self._reactor, ping_ms(self._config.timing.heartbeat_ms), self._ping)
         self._ping()
 
     # --- coming up ---

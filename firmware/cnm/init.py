@@ -25,6 +25,7 @@ from firmware.cnm.records import LEASE_EXPIRED_TEXT, Instance, log_key_of
 from firmware.cnm.runner import Runner
 from firmware.cnm.supervisor import AgentSupervisor, StartAgent
 from firmware.loop import MS
+from firmware.signs_of_life import hung_ms
 from hal.errors import HalError
 from hal.ports import ByteStream, Entropy, Files, Reactor, Runtime, Usage
 from protocol.apf import InitState
@@ -78,7 +79,11 @@ class Init:
         )
         self._health = HealthRunner(self._reactor, runner.runtime_of, self.table.set_health)
         self.supervisor = AgentSupervisor(
-            self._reactor, ports.start_agent, self._serve_agent, ports.log
+            self._reactor,
+            ports.start_agent,
+            self._serve_agent,
+            ports.log,
+            hung_ms=hung_ms(config.timing.heartbeat_ms),
         )
         self._server = InitServer(
             reactor=self._reactor,

@@ -1,7 +1,7 @@
 """Keeps an agent running (DESIGN D13): starts it, hears its signs of life, starts it again.
 
     back-off   BACKOFF_FIRST_MS doubling to BACKOFF_MAX_MS; back to the first after STEADY_MS
-    hung       no sign of life for HUNG_MS (the agent pings each PING_MS): SIGKILL, then again
+    hung       no sign of life for `hung_ms` (`firmware.signs_of_life`): SIGKILL, then again
 The agent owns nothing that counts, so that a kill at any moment is harmless.
 """
 
@@ -16,8 +16,6 @@ from hal.ports import ByteStream, Process, Reactor
 BACKOFF_FIRST_MS: Final = 50
 BACKOFF_MAX_MS: Final = 2_000
 STEADY_MS: Final = 10_000
-PING_MS: Final = 100
-HUNG_MS: Final = 10_000  # it hashes and parses; a stall this long is no work
 SIGKILL: Final = 9
 SIGTERM: Final = 15
 
@@ -33,6 +31,8 @@ class AgentSupervisor:
         start_agent: StartAgent,
         serve: Callable[[LocalPeer], None],
         log: Callable[[str], None],
+        *,
+        hung_ms: int,
     ) -> None:
         """`start_agent(on_exit)` makes the process and our end of the stream to it, or raises
         HalError; `serve(peer)` sets the hooks of a fresh stream."""
@@ -40,6 +40,7 @@ class AgentSupervisor:
         self._start_agent = start_agent
         self._serve = serve
         self._log = log
+        self._hung_ms = hung_ms
         self._backoff_ms = BACKOFF_FIRST_MS
         self._started_ns = 0
         self._seen_ns = 0
@@ -96,9 +97,9 @@ class AgentSupervisor:
             self._log(f"agent {self._process.pid}: signal {signal}: {exc}")
 
     def _watch_life(self) -> None:
-        due_ns = self._seen_ns + HUNG_MS * MS
+        due_ns = self._seen_ns + self._hung_ms * MS
         if self._reactor.now_ns() >= due_ns:
-            self._log(f"agent {self.pid} gave no sign of life for {HUNG_MS} ms: killed")
+            self._log(f"agent {self.pid} gave no sign of life for {self._hung_ms} ms: killed")
             self._kill(SIGKILL)
             return
         self._cancel = self._reactor.call_at(due_ns, self._watch_life)

@@ -14,7 +14,7 @@ import hashlib
 import heapq
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from hal.errors import LinkDown, Refused, Unavailable
 from hal.mock.instance import Behaviours
@@ -29,6 +29,11 @@ from hal.ports import Event
 BOOT_NS: Final = 1_000_000_000  # CLOCK_BOOTTIME at the start: never 0, which tests like too much
 STEP_LIMIT: Final = 1_000_000  # steps without time moving: a livelock
 FIRST_HANDLE: Final = 1000  # far from real descriptors, so that a mix-up shows
+
+
+_Call: TypeAlias = Callable[[], None]
+_Cell: TypeAlias = list["_Call | None"]  # of a call that can be cancelled: None then
+_Due: TypeAlias = tuple[int, int, "_Cell | _Call"]  # kernel time, order of scheduling
 
 
 class LivelockError(RuntimeError):
@@ -49,11 +54,14 @@ class VirtualKernel:
         self.lines: dict[str, MockLine] = {}
         self.windows: dict[str, MockWindowPair] = {}
         self.behaviours = Behaviours()  # what instances do, by argv
-        self.observers: list[Callable[[Node], None]] = []  # after each step: invariants look here
+        self.observers: list[
+            Callable[[Node], None]
+        ] = []  # after steps that noted anything: invariants look
         self.steps = 0
+        self._looked_at = -1  # the trace's count when the observers looked last
         self._step_limit = step_limit
         self._idle_steps = 0  # since time moved last
-        self._events: list[tuple[int, int, list[Callable[[], None] | None]]] = []
+        self._events: list[_Due] = []
         self._event_seq = 0
         self._dues: list[tuple[int, int]] = []  # (kernel time, node index)
         self._by_index: list[Node] = []
@@ -79,7 +87,7 @@ class VirtualKernel:
     def at(self, when_ns: int, call: Callable[[], None]) -> Callable[[], None]:
         """Run a device's `call` at kernel time `when_ns`; returns the function that cancels it."""
         self._event_seq += 1
-        cell: list[Callable[[], None] | None] = [call]
+        cell: _Cell = [call]
         heapq.heappush(self._events, (max(when_ns, self.now_ns), self._event_seq, cell))
 
         def cancel() -> None:
@@ -90,8 +98,7 @@ class VirtualKernel:
     def push(self, when_ns: int, call: Callable[[], None]) -> None:
         """As `at`, for what is never cancelled and not before now: the hot path of lines."""
         self._event_seq += 1
-        cell: list[Callable[[], None] | None] = [call]
-        heapq.heappush(self._events, (when_ns, self._event_seq, cell))
+        heapq.heappush(self._events, (when_ns, self._event_seq, call))
 
     def after(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
         """Run a device's `call` after `delay_ns` of kernel time."""
@@ -301,17 +308,20 @@ class VirtualKernel:
         self.steps += 1
         node.steps += 1
         loop.step()
-        for look in self.observers:
-            look(node)
+        if self.trace.count != self._looked_at:  # nothing was noted: nothing happened to a model
+            self._looked_at = self.trace.count
+            for look in self.observers:
+                look(node)
         if node.loop is not loop:  # it was killed while it ran
             return
         due_ns = loop.next_due_ns()
-        if node.clock.has_ready:
+        clock = node.clock
+        if clock.has_ready:
             self.queue(node)
         if due_ns is None:
             node.due_kernel_ns = None
             return
-        at_ns = node.clock.kernel_ns(due_ns)
+        at_ns = clock.kernel_ns(due_ns)
         if at_ns is not None and at_ns <= self.now_ns:
             self.queue(node)
         elif at_ns != node.due_kernel_ns:
@@ -324,7 +334,7 @@ class VirtualKernel:
         events, dues = self._events, self._dues
         while dues and self._by_index[dues[0][1]].due_kernel_ns != dues[0][0]:
             heapq.heappop(dues)  # superseded
-        while events and events[0][2][0] is None:
+        while events and type(events[0][2]) is list and events[0][2][0] is None:
             heapq.heappop(events)  # cancelled
         next_ns = events[0][0] if events else end_ns + 1
         if dues and dues[0][0] < next_ns:
@@ -344,14 +354,19 @@ class VirtualKernel:
                 self.queue(node)
         return True
 
-    def _fire(self, events: list[tuple[int, int, list[Callable[[], None] | None]]]) -> None:
+    def _fire(self, events: list[_Due]) -> None:
         newest = self._event_seq  # one scheduled now for now waits for the nodes' next round
-        while events and events[0][0] <= self.now_ns and events[0][1] <= newest:
-            cell = heapq.heappop(events)[2]
-            call, cell[0] = cell[0], None
-            if call is not None:
-                self._count_idle(1)
-                call()
+        now_ns, fired = self.now_ns, 0
+        while events and events[0][0] <= now_ns and events[0][1] <= newest:
+            call = heapq.heappop(events)[2]
+            if isinstance(call, list):
+                cell = call
+                if cell[0] is None:
+                    continue
+                call, cell[0] = cell[0], None
+            fired += 1
+            call()
+        self._count_idle(fired)
 
     def ready(self, number: int) -> Event:
         """What a handle is ready for, for tests and tools."""

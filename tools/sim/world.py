@@ -31,7 +31,6 @@ from hal.mock.journal import MockJournal
 from hal.mock.kernel import VirtualKernel
 from hal.mock.power import MockPower
 from hal.mock.program import Launch
-from hal.mock.runtime import MockHostView
 from hal.service_ports import PeerCredentials
 from tools.sim.judge import Judge
 from tools.sim.module import SimModule
@@ -145,7 +144,7 @@ class World:
                 power=MockPower(node),
                 journal=MockJournal(node, self.disk),
                 blobs=MockBlobs(node, self.disk),
-                host=MockHostView(node),
+                host=None,  # a card of hardware: pids are those of its modules
                 slots={name: module.ports(node) for name, module in self.modules.items()},
                 runc_roots={},
                 wall_ns=node.clock.wall_ns,

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware.window import FAULT_BACKOFF_MAX_NS, POLL_BUSY_NS, POLL_IDLE_NS, WindowChannel
+from firmware.window import (
+    FAULT_BACKOFF_MAX_NS,
+    POLL_BUSY_NS,
+    POLL_IDLE_NS,
+    POLL_QUIET_NS,
+    WindowChannel,
+)
 from hal.errors import Unavailable
 from hal.ports import Event
 from protocol.window import OFF_ECHO, OFF_HEAD, OFF_SESSION, OFF_TAIL, geometry_for
@@ -278,7 +284,7 @@ def test_faults_in_a_row_back_off() -> None:
 def test_a_device_that_reads_all_ones_is_gone_and_not_at_fault() -> None:
     rig, card, cnm = pair()
     cnm.window.all_ones = True
-    rig.reactor.advance(2 * POLL_IDLE_NS)
+    rig.reactor.advance(2 * POLL_QUIET_NS)
     assert not cnm.channel.connected
     assert not cnm.faults
     cnm.window.all_ones = False
@@ -287,8 +293,17 @@ def test_a_device_that_reads_all_ones_is_gone_and_not_at_fault() -> None:
     assert card.channel.connected
 
 
+def test_a_window_from_which_chunks_are_awaited_is_looked_at_more_often() -> None:
+    rig, _, cnm = pair()
+    cnm.channel.expect(True)
+    cnm.window.all_ones = True
+    rig.reactor.advance(2 * POLL_IDLE_NS)
+    assert not cnm.channel.connected
+
+
 def test_lost_rings_cost_time_and_no_data() -> None:
     rig, card, cnm = pair()
+    cnm.channel.expect(True)
     rig.bells[0].deaf = rig.bells[1].deaf = True
     for number in range(3 * RING):
         rig.reactor.run_until(lambda number=number: card.send(number))  # type: ignore[misc]

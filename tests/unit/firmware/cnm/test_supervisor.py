@@ -3,10 +3,10 @@
 from firmware.cnm.supervisor import (
     BACKOFF_FIRST_MS,
     BACKOFF_MAX_MS,
-    HUNG_MS,
     STEADY_MS,
     AgentSupervisor,
 )
+from firmware.signs_of_life import HUNG_MIN_MS as HUNG_MS
 from hal.errors import LinkDown, Unavailable
 
 
@@ -35,7 +35,9 @@ class Bench:
     def __init__(self, loop) -> None:
         self.loop, self.agents, self.log = loop, [], []
         self.refuse = False
-        self.supervisor = AgentSupervisor(loop, self.start, lambda peer: None, self.log.append)
+        self.supervisor = AgentSupervisor(
+            loop, self.start, lambda peer: None, self.log.append, hung_ms=HUNG_MS
+        )
 
     def start(self, on_exit):
         if self.refuse:

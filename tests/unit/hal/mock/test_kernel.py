@@ -180,14 +180,19 @@ def test_events_that_breed_events_at_one_time_are_a_livelock_too() -> None:
         kernel.run_for(MS)
 
 
-def test_observers_see_every_step() -> None:
+def test_observers_see_every_step_in_which_something_was_noted() -> None:
     kernel = VirtualKernel(1)
     seen: list[str] = []
     loop = node(kernel, "n")
     kernel.observers.append(lambda stepped: seen.append(stepped.name))
-    loop.every(MS, lambda: None)
+    loop.every(MS, lambda: kernel.note("n", "beat"))
     kernel.run_for(5 * MS)
     assert seen.count("n") >= 5
+    loop.close()
+    loop.every(MS, lambda: None)
+    seen.clear()
+    kernel.run_for(5 * MS)
+    assert not seen
 
 
 def test_an_unknown_handle_is_refused_by_number() -> None:
