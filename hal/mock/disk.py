@@ -1,16 +1,20 @@
 """A disk: what is on it outlives every node. Its faults are its attributes.
 
-Files and whole blobs count as synced once written; what a power cut takes back is drawn for the
-journal's unacknowledged batches (`JournalFile`) and, with `loses_partials`, for partial blobs.
+Files, whole blobs and trees count as synced once written, as their real backends sync before they
+answer. What a power cut takes back is drawn for the journal's unsynced sectors (`JournalFile`)
+and, with `loses_partials`, for partial blobs.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hal.errors import StoreFailed, StoreFull
+from hal.mock.log_file import SECTOR_BYTES, Batch, after_cut, read_log, write_log
 from hal.mock.tree import MemoryTree
 from hal.ports import JournalRecord
 
@@ -31,21 +35,65 @@ class Partial:
     data: bytearray
 
 
-@dataclass(slots=True)
 class JournalFile:
-    """The journal on this disk: what a power cut leaves, and what is on its way there."""
+    """The journal on this disk: what a power cut leaves, and what only the system's cache holds.
 
-    durable: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    unsynced: deque[tuple[JournalRecord, ...]] = field(default_factory=deque)
-    batches: int = 0  # ever made durable
+    `unsynced` batches were written and are read again for as long as the power is on, whoever was
+    killed; none of them is promised.
+    """
 
-    def commit(self, batch: tuple[JournalRecord, ...]) -> None:
+    def __init__(self, rng: random.Random) -> None:
+        self.durable: dict[tuple[str, str], bytes] = {}
+        self.unsynced: deque[Batch] = deque()
+        self.batches = 0  # ever made durable
+        self.rotten: dict[tuple[str, str], bytes] = {}  # what stood there before a bit turned over
+        self.on_commit: Callable[[Batch], None] = lambda _batch: None  # one became durable
+        self._rng = rng
+
+    def commit(self, batch: Batch) -> None:
+        """Make it durable."""
         self.batches += 1
+        apply(self.durable, batch)
         for record in batch:
-            if record.value is None:
-                self.durable.pop((record.kind, record.key), None)
-            else:
-                self.durable[record.kind, record.key] = record.value
+            self.rotten.pop((record.kind, record.key), None)  # written anew
+        self.on_commit(batch)
+
+    def sync(self) -> int:
+        """Make durable what was written; how many batches that were."""
+        count = len(self.unsynced)
+        while self.unsynced:
+            self.commit(self.unsynced.popleft())
+        return count
+
+    def readable(self) -> dict[tuple[str, str], bytes]:
+        """What a reader finds now."""
+        found = dict(self.durable)
+        for batch in self.unsynced:
+            apply(found, batch)
+        return found
+
+    def cut(self) -> int:
+        """Power is gone: the unsynced sectors are there or not. How many batches are left of it."""
+        batches = list(self.unsynced)
+        self.unsynced.clear()
+        if not batches:
+            return 0
+        salt = self._rng.getrandbits(32)
+        data = after_cut(write_log(batches, salt), self._rng.randrange(SECTOR_BYTES), self._rng)
+        found = read_log(data, salt)
+        assert found == batches[: len(found)], "the log gave what nobody wrote"
+        for batch in found:
+            self.commit(batch)
+        return len(found)
+
+
+def apply(image: dict[tuple[str, str], bytes], batch: Sequence[JournalRecord]) -> None:
+    """What a batch does to the records by (kind, key)."""
+    for record in batch:
+        if record.value is None:
+            image.pop((record.kind, record.key), None)
+        else:
+            image[record.kind, record.key] = record.value
 
 
 class Disk:
@@ -61,14 +109,15 @@ class Disk:
         self.blobs: dict[bytes, bytes] = {}
         self.partials: dict[bytes, Partial] = {}
         self.blob_bytes = 0  # whole ones, and the room of partial ones
-        self.journal = JournalFile()
         self.sync_ns = SYNC_NS  # fault: a slow disk
         self.full = False  # fault S5
         self.fail_sync = False  # fault S7: the next sync fails; cleared by it
+        self.fail_writes = False  # I/O errors on write, as long as it is set
         self.fail_reads = False  # fault S6
         self.read_only = False  # fault S8
         self.loses_partials = False  # fault S3: a cut leaves zero pages in partial blobs
         self._rng = kernel.rng(f"{name} cut")
+        self.journal = JournalFile(self._rng)
 
     def free_bytes(self) -> int:
         """Room for more."""
@@ -80,6 +129,8 @@ class Disk:
         """Room to write `length` bytes. Raises StoreFull, or StoreFailed on a read-only disk."""
         if self.read_only:
             raise StoreFailed(f"{self.name}: {what}: read-only file system")
+        if self.fail_writes:
+            raise StoreFailed(f"{self.name}: {what}: I/O error on write")
         if length > self.free_bytes():
             raise StoreFull(
                 f"{self.name}: {what} needs {length} bytes, {self.free_bytes()} are free"
@@ -101,20 +152,28 @@ class Disk:
         self.blobs[digest] = bytes(data)
         self.kernel.note(self.name, "rot", digest.hex()[:12])
 
-    def holder_died(self) -> None:
-        """The journal's writer was killed: a prefix, drawn, of what it had not acknowledged is on
-        the disk, in order and batch by batch; never anything else."""
-        waiting = self.journal.unsynced
-        kept = self._rng.randint(0, len(waiting)) if waiting else 0
-        if waiting:
-            self.kernel.note(self.name, "cut", f"{kept} of {len(waiting)} unsynced")
-        for _ in range(kept):
-            self.journal.commit(waiting.popleft())
-        waiting.clear()
+    def rot_record(self, kind: str, key: str, at: int = 0) -> Callable[[], None]:
+        """Fault S4: one bit of a stored record turns over, silently. Calling the result turns it
+        back (a saved copy is restored), unless the record was written anew meanwhile."""
+        journal, name = self.journal, (kind, key)
+        was = journal.rotten.setdefault(name, journal.durable[name])
+        data = bytearray(journal.durable[name])
+        data[at] ^= 0x01
+        journal.durable[name] = bytes(data)
+        self.kernel.note(self.name, "rot", f"{kind}/{key}")
+
+        def restore() -> None:
+            if journal.rotten.pop(name, None) is not None:
+                journal.durable[name] = was
+
+        return restore
 
     def power_cut(self) -> None:
-        """Power is gone at once (faults S1, S3)."""
-        self.holder_died()
+        """Power is gone at once (faults S1 to S3)."""
+        waiting = len(self.journal.unsynced)
+        if waiting:
+            kept = self.journal.cut()
+            self.kernel.note(self.name, "cut", f"{kept} of {waiting} unsynced")
         if not self.loses_partials:
             return
         for partial in self.partials.values():
