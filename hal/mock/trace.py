@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +28,7 @@ class Trace:
         self._pending: list[str] = []
         self._hash = hashlib.sha256()
         self.count = 0
+        self.sink: Callable[[str], None] | None = None  # gets every line, many at a time
 
     def note(self, at_ns: int, who: str, what: str, detail: str = "") -> None:
         """Add one entry; the oldest falls out when the trace is full."""
@@ -51,5 +53,8 @@ class Trace:
 
     def _flush(self) -> None:
         if self._pending:
-            self._hash.update("".join(self._pending).encode())
+            lines = "".join(self._pending)
             self._pending.clear()
+            self._hash.update(lines.encode())
+            if self.sink is not None:
+                self.sink(lines)

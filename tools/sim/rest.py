@@ -1,0 +1,142 @@
+"""Liveness: once everything is healed the card comes to rest within a bound, stays at rest, and
+what is removed leaves nothing behind."""
+
+from typing import Final
+
+from firmware.lease import LeaseState
+from firmware.restarts import MOST_NS
+from tools.sim.workloads import ENDS_BY_ITSELF, MAY_HAVE_ENDED, Tenants, kind_of
+from tools.sim.world import SECOND, RpcFailure, World, waits_for_pending
+
+LOOK_NS: Final = SECOND // 10  # between two looks at whether the card is at rest
+STAYS_NS: Final = 2 * SECOND  # nothing happens for so long: it is at rest
+WAITS: Final = 4  # fences that may have to follow each other before the last component runs
+BOOTS_S: Final = 30.0  # for modules and daemon to boot, images and volumes to be staged
+GONE_S: Final = 3.0  # for what is emptied in the background
+
+
+class Rest:
+    """What must hold when nothing breaks any more."""
+
+    def __init__(self, world: World, tenants: Tenants) -> None:
+        self.world = world
+        self.tenants = tenants
+        timing = world.board.timing
+        self.limit_s = BOOTS_S + MOST_NS / SECOND + WAITS * timing.fence_wait_ms / 1000
+
+    def come(self) -> None:
+        """To rest: every module leased, all that is wanted runs. Raises Violation."""
+        world = self.world
+        for module in world.modules.values():
+            module.busy_milli = 0
+        world.start_daemon()
+        self._within(self._not_up, "every module leased")
+        for name in world.modules:
+            world.call("cnm.undrain", id=name)
+        self._within(world.unsettled, "at rest")
+        self._check_rest()
+
+    def stay(self, span_ns: int) -> None:
+        """What runs goes on as it is, all that time. Raises Violation."""
+        before = self._steady()
+        self.world.kernel.run_for(span_ns)
+        after = self._steady()
+        if before != after:
+            changed = sorted(set(before.items()) ^ set(after.items()))
+            self.world.judge.fail("rest without rest", f"nobody asked for it: {changed[:8]}")
+
+    def remove(self) -> None:
+        """All workloads. Raises Violation."""
+        for name in self.tenants.names:
+            try:
+                self.world.remove(name)
+            except RpcFailure as failure:
+                if failure.code != "unknown_workload":
+                    self.world.judge.fail("a removal was refused", f"{name}: {failure}")
+        self._within(self.world.unsettled, "everything removed")
+
+    def gone(self, span_ns: int) -> None:
+        """After `span_ns`, and no less than `GONE_S`: nothing runs, and no disk knows of anything.
+        Raises Violation."""
+        world = self.world
+        world.kernel.run_for(max(span_ns, int(GONE_S * SECOND)))
+        left = [key for key in world.disk.journal.durable if key[0] in ("workload", "assignment")]
+        on_modules = {name: sorted(module.leftovers()) for name, module in world.modules.items()}
+        found = {name: things for name, things in on_modules.items() if things}
+        if world.running() or left or found:
+            world.judge.fail("left behind", f"{world.running()} {sorted(left)} {found}")
+
+    def _within(self, why_not: object, what: str) -> None:
+        """Until `why_not()` has been "" and nothing has happened for a while."""
+        assert callable(why_not)
+        world, kernel = self.world, self.world.kernel
+        end_ns = kernel.now_ns + int(self.limit_s * SECOND)
+        calm_since_ns, said = kernel.now_ns, -1
+        while True:
+            why = why_not() or ("something happened" if said != len(world.events) else "")
+            said = len(world.events)
+            if not why and kernel.now_ns - calm_since_ns >= STAYS_NS:
+                return
+            if why:
+                if kernel.now_ns >= end_ns:
+                    world.judge.fail(
+                        "no rest",
+                        f"{what}: not within {self.limit_s:.0f} s: {why}\n{self._state()}",
+                    )
+                calm_since_ns = kernel.now_ns + LOOK_NS
+            kernel.run_for(LOOK_NS if why else STAYS_NS)
+
+    def _not_up(self) -> str:
+        for name in self.world.modules:
+            if self.world.lease(name) is not LeaseState.LEASED:
+                return f"{name} is {self.world.lease(name)}"
+        return ""
+
+    def _check_rest(self) -> None:
+        """What is wanted runs, or has ended by itself, or waits for room that is not there."""
+        rows = self.world.ps()
+        for name, row in rows.items():
+            if kind_of(name) in MAY_HAVE_ENDED | ENDS_BY_ITSELF or row["phase"] == "RUNNING":
+                continue
+            if row["phase"] == "PENDING":
+                self._check_no_room(name)
+            elif not waits_for_pending(row, rows):
+                self.world.judge.fail("a component is lost", f"{name}: {row}")
+        self.tenants.check_acknowledged()
+
+    def _check_no_room(self, instance: str) -> None:
+        """It is pending: no module has the room that it asks for."""
+        need = self.world.components[instance].resources
+        used: dict[str, list[int]] = {name: [0, 0] for name in self.world.modules}
+        for name, (cnm, _, _) in self.world.running().items():
+            other = self.world.components[name].resources
+            used[cnm][0] += other.cpu_milli
+            used[cnm][1] += other.memory_bytes
+        for cnm, (cpu_milli, memory_bytes) in used.items():
+            most_milli, most_bytes = self.world.judge.capacity[cnm]
+            fits = cpu_milli + need.cpu_milli <= most_milli
+            if fits and memory_bytes + need.memory_bytes <= most_bytes:
+                why = self.world.ps()[instance]["reason"]
+                self.world.judge.fail("pending beside room", f"{instance} on {cnm}: {why}")
+
+    def _steady(self) -> dict[str, tuple[str, int, int]]:
+        """What runs and does not end by itself, nor waits for what does."""
+        return {
+            name: place
+            for name, place in self.world.running().items()
+            if kind_of(name) not in ENDS_BY_ITSELF
+        }
+
+    def _state(self) -> str:
+        """The card as it says that it is, for whoever reads the report."""
+        world = self.world
+        rows = [
+            f"  {name} {row['phase']} {row['cnm']} g{row['generation']} {row['reason']}"
+            for name, row in world.ps_or_nothing().items()
+            if row["phase"] != "RUNNING"
+        ]
+        said = [
+            f"  {event.mono_ms} {event.code} {event.cnm or ''} {event.instance or ''} {event.text}"
+            for event in world.events[-20:]
+        ]
+        return "\n".join([*rows[:20], "events:", *said])

@@ -1,0 +1,214 @@
+"""The tenants of a simulated card: workloads that come, load up, write, move, change and go.
+
+What was acknowledged is remembered: a workload that was accepted and not removed since must be
+there at rest, one whose removal was accepted and that nobody submitted since must not. Data
+follows its component, or the card says from when it is.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from hal.mock.instance import Behaviour
+from hal.ports import ExitReason, InstanceExit
+from tools.sim.documents import component, image, layer, volume, workload
+from tools.sim.judge import Started
+from tools.sim.world import SECOND, World
+
+APP: Final = layer({"bin/app": bytes(150_000)})
+BIG: Final = layer({"bin/big": bytes(range(256)) * 4_000})
+BEHAVIOURS: Final = {
+    "job": Behaviour(runs_ns=3 * SECOND),
+    "bad": Behaviour(runs_ns=SECOND, exit_status=1),
+    "flaky": Behaviour(runs_ns=45 * SECOND, exit_status=1),
+    "stubborn": Behaviour(ignores_term=True),
+    "slow": Behaviour(start_ns=SECOND, stop_ns=SECOND // 2),
+    "db": Behaviour(stop_ns=SECOND // 5),
+    "leaky": Behaviour(memory_growth_bytes_per_s=1 << 20),
+}
+ENDS_BY_ITSELF: Final = frozenset({"job", "bad", "flaky", "leaky"})  # component names
+MAY_HAVE_ENDED: Final = frozenset({"job", "bad"})
+
+
+class Tenants:
+    """Who uses the card. Each action takes its own draws; what the card refuses is no failure."""
+
+    def __init__(self, world: World, names: tuple[str, ...], most_replicas: int) -> None:
+        self.world = world
+        self.names = names
+        self.most_replicas = most_replicas
+        self.actions: Mapping[str, Callable[[random.Random], None]] = {
+            "submit": self.submit,
+            "remove": self.remove,
+            "migrate": self.migrate,
+            "drain": self.drain,
+            "undrain": self.undrain,
+            "flush": self.flush,
+            "write": self.write,
+            "load": self.load,
+            "end": self.end,
+        }
+        self._asked: list[tuple[str, str, list[Any]]] = []  # (method, workload, its answers)
+        self._writes = 0
+        self._written: dict[str, bytes] = {}  # volume -> what its component wrote last
+        self._said = 0  # events looked at for stale volumes
+        for pattern, behaviour in BEHAVIOURS.items():
+            world.kernel.behaviours.add(pattern, behaviour)
+        world.judge.on_start.append(self._check_data)
+
+    def settle_in(self) -> None:
+        """Images, and a first workload; the card is up."""
+        self.world.import_image(image("app:latest", APP), [APP])
+        self.world.import_image(image("big:latest", APP, BIG), [APP, BIG])
+        self.submit(self.world.kernel.rng("first workload"))
+
+    # --- what they do ---
+
+    def submit(self, rng: random.Random) -> None:
+        """A workload of some name, unless that name is taken."""
+        name = rng.choice(self.names)
+        document = self._document(name, rng)
+        card = self.world.card_or_none
+        if card is not None and card.ready and not self._known(name):
+            self.world.know(document)
+            self._ask("workload.submit", name, workload=document)
+
+    def remove(self, rng: random.Random) -> None:
+        name = rng.choice(self.names)
+        self._ask("workload.remove", name, name=name)
+
+    def migrate(self, rng: random.Random) -> None:
+        running = sorted(self.world.running())
+        if running:
+            to = rng.choice((None, None, rng.choice(list(self.world.modules))))
+            self._ask("instance.migrate", "", instance=rng.choice(running), to=to)
+
+    def drain(self, rng: random.Random) -> None:
+        self._ask("cnm.drain", "", id=rng.choice(list(self.world.modules)))
+
+    def undrain(self, rng: random.Random) -> None:
+        self._ask("cnm.undrain", "", id=rng.choice(list(self.world.modules)))
+
+    def flush(self, rng: random.Random) -> None:
+        self._ask("volume.flush", "", name=f"{rng.choice(self.names)}-data")
+
+    def load(self, rng: random.Random) -> None:
+        """A module gets busy, or idle again."""
+        module = self.world.modules[rng.choice(list(self.world.modules))]
+        share = rng.choice((0, 0, 50, 90, 100))
+        module.busy_milli = module.config.module.cores_milli * share // 100
+
+    def end(self, rng: random.Random) -> None:
+        """An instance ends by itself: a crash, or out of memory."""
+        live = [
+            one
+            for _, slot in sorted(self.world.kernel.slots.items())
+            for _, one in sorted(slot.instances.items())
+            if one.alive
+        ]
+        if live:
+            reason = rng.choice((ExitReason.SIGNALED, ExitReason.OOM_KILLED))
+            rng.choice(live).end(InstanceExit(reason=reason, status=9))
+
+    def write(self, rng: random.Random) -> None:
+        """A database commits something."""
+        running = sorted(name for name in self.world.running() if "/db/" in name)
+        if running:
+            name = rng.choice(running)
+            where = self.world.where(name)
+            assert where is not None
+            self._writes += 1
+            data = b"%d" % self._writes
+            self.world.modules[where].write_volume(_volume_of(name), "table", data)
+            self._written[_volume_of(name)] = data
+
+    def _document(self, name: str, rng: random.Random) -> dict[str, Any]:
+        few = self.most_replicas
+        kinds = [
+            component("web", replicas=rng.randint(1, few)),
+            component("app", image="app", replicas=rng.randint(1, min(2, few))),
+            component("big", image="big"),
+            component("db", volumes=[volume(f"{name}-data")]),
+            component("stubborn", stop_grace_ms=300),
+            component("slow", replicas=min(2, few)),
+            component("job", restart={"policy": "on-failure"}),
+            component("bad", restart={"policy": "on-failure", "max_attempts": 2}),
+            component("flaky", restart={"policy": "unless-stopped"}),
+            component("spread", replicas=min(3, few), placement={"spread": True}),
+            component("wide", resources={"cpu_milli": 3000, "memory_bytes": 4 << 30}),
+            component(
+                "leaky",
+                resources={
+                    "cpu_milli": 100,
+                    "memory_bytes": 32 << 20,
+                    "memory_limit_bytes": 64 << 20,
+                },
+            ),
+        ]
+        chosen = rng.sample(kinds, rng.randint(1, 4))
+        if len(chosen) > 1 and rng.random() < 0.3 and chosen[1]["name"] not in MAY_HAVE_ENDED:
+            chosen[0]["depends_on"] = [{"component": chosen[1]["name"], "condition": "started"}]
+        return workload(name, *chosen)
+
+    def _known(self, name: str) -> bool:
+        """The card has it, or is asked for it and has not answered."""
+        card = self.world.card
+        return name in card.decisions.workloads or name in card.submitting
+
+    def _ask(self, method: str, name: str, /, **params: Any) -> None:
+        if self.world.card_or_none is not None and self.world.card.ready:
+            answers = self.world.begin(method, **params)
+            if name:
+                self._asked.append((method, name, answers))
+
+    # --- what must be so ---
+
+    def acknowledged(self) -> dict[str, bool]:
+        """By workload: whether it must be there, as far as the card's answers say."""
+        must: dict[str, bool] = {}
+        for method, name, answers in self._asked:
+            accepted = bool(answers) and "result" in answers[0]
+            if accepted:
+                must[name] = method == "workload.submit"
+            elif not answers:  # the card never answered: it may have done it or not
+                must.pop(name, None)
+        return must
+
+    def check_acknowledged(self) -> None:
+        """Nothing that the card said yes to is forgotten. At rest only. Raises Violation."""
+        present = {
+            name
+            for name, record in self.world.card.decisions.workloads.items()
+            if not record.deleted
+        }
+        for name, wanted in self.acknowledged().items():
+            if wanted and name not in present:
+                self.world.judge.fail("a workload was lost", f"{name} was accepted, and is gone")
+            if not wanted and name in present:
+                self.world.judge.fail("a removal was lost", f"{name} was removed, and is there")
+
+    def _check_data(self, start: Started) -> None:
+        """At each start of a database: it finds what was written last, unless that was said."""
+        for event in self.world.events[self._said :]:
+            if event.code == "volume.stale":
+                self._written.pop(event.data["volume"], None)
+        self._said = len(self.world.events)
+        if "/db/" not in start.instance:
+            return
+        wanted = self._written.get(_volume_of(start.instance))
+        if wanted is None:
+            return
+        found = self.world.modules[start.cnm].volume_file(_volume_of(start.instance), "table")
+        if found != wanted:
+            self.world.judge.fail(
+                "data was lost in silence", f"{start}: {found!r}, wrote {wanted!r}"
+            )
+
+
+def kind_of(instance: str) -> str:
+    """The component of "workload/component/index"."""
+    return instance.split("/")[1]
+
+
+def _volume_of(instance: str) -> str:
+    return f"{instance.split('/')[0]}-data"
