@@ -73,11 +73,13 @@ class MockInstance:
         self.started_ns = kernel.now_ns
         self.signals: list[int] = []
         self.output: MockStream | None = None  # where it writes; bytes beyond the pipe are lost
+        self.exit: InstanceExit | None = None  # how it ended; None too when its power went
         self._on_exit = on_exit
         self._ended_ns = 0
         self._ending: Callable[[], None] | None = None  # cancels the end that is planned
         self._ending_ns = 0
         kernel.note(place, "instance_start", spec.key)
+        kernel.on_change("start", self)
         if behaviour.runs_ns is not None:
             end = InstanceExit(reason=ExitReason.EXITED, status=behaviour.exit_status)
             self._plan(behaviour.runs_ns, end)
@@ -133,6 +135,7 @@ class MockInstance:
             self.phase = Phase.DEAD
             self._ended_ns = self.kernel.now_ns
             self.kernel.note(self.place, "instance_dark", self.spec.key)
+            self.kernel.on_change("end", self)
             if self._ending is not None:
                 self._ending()
 
@@ -180,7 +183,9 @@ class MockInstance:
     def _end(self, end: InstanceExit) -> None:
         self.phase = Phase.DEAD
         self._ended_ns = self.kernel.now_ns
+        self.exit = end
         self.kernel.note(self.place, "instance_end", f"{self.spec.key} {end.reason.value}")
+        self.kernel.on_change("end", self)
         if self._ending is not None:
             self._ending()
         self._on_exit(end)

@@ -33,7 +33,8 @@ FIRST_HANDLE: Final = 1000  # far from real descriptors, so that a mix-up shows
 
 _Call: TypeAlias = Callable[[], None]
 _Cell: TypeAlias = list["_Call | None"]  # of a call that can be cancelled: None then
-_Due: TypeAlias = tuple[int, int, "_Cell | _Call"]  # kernel time, order of scheduling
+# kernel time, order of scheduling, and a cell, or a line's call and the bytes for it
+_Due: TypeAlias = tuple[int, int, _Cell] | tuple[int, int, Callable[[bytes], None], bytes]
 
 
 class LivelockError(RuntimeError):
@@ -54,6 +55,8 @@ class VirtualKernel:
         self.lines: dict[str, MockLine] = {}
         self.windows: dict[str, MockWindowPair] = {}
         self.behaviours = Behaviours()  # what instances do, by argv
+        # told at once: an instance has begun or ended, a slot went dark; invariants look here
+        self.on_change: Callable[[str, object], None] = lambda _what, _model: None
         self.observers: list[
             Callable[[Node], None]
         ] = []  # after steps that noted anything: invariants look
@@ -95,10 +98,10 @@ class VirtualKernel:
 
         return cancel
 
-    def push(self, when_ns: int, call: Callable[[], None]) -> None:
+    def push(self, when_ns: int, call: Callable[[bytes], None], data: bytes) -> None:
         """As `at`, for what is never cancelled and not before now: the hot path of lines."""
         self._event_seq += 1
-        heapq.heappush(self._events, (when_ns, self._event_seq, call))
+        heapq.heappush(self._events, (when_ns, self._event_seq, call, data))
 
     def after(self, delay_ns: int, call: Callable[[], None]) -> Callable[[], None]:
         """Run a device's `call` after `delay_ns` of kernel time."""
@@ -334,7 +337,7 @@ class VirtualKernel:
         events, dues = self._events, self._dues
         while dues and self._by_index[dues[0][1]].due_kernel_ns != dues[0][0]:
             heapq.heappop(dues)  # superseded
-        while events and type(events[0][2]) is list and events[0][2][0] is None:
+        while events and len(events[0]) == 3 and events[0][2][0] is None:
             heapq.heappop(events)  # cancelled
         next_ns = events[0][0] if events else end_ns + 1
         if dues and dues[0][0] < next_ns:
@@ -358,14 +361,15 @@ class VirtualKernel:
         newest = self._event_seq  # one scheduled now for now waits for the nodes' next round
         now_ns, fired = self.now_ns, 0
         while events and events[0][0] <= now_ns and events[0][1] <= newest:
-            call = heapq.heappop(events)[2]
-            if isinstance(call, list):
-                cell = call
-                if cell[0] is None:
-                    continue
-                call, cell[0] = cell[0], None
+            due = heapq.heappop(events)
             fired += 1
-            call()
+            if len(due) == 4:
+                due[2](due[3])
+                continue
+            cell = due[2]
+            call, cell[0] = cell[0], None
+            if call is not None:
+                call()
         self._count_idle(fired)
 
     def ready(self, number: int) -> Event:

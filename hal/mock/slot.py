@@ -51,6 +51,7 @@ class Slot:
         self.on_ns, self.off_ns = ON_NS, OFF_NS  # faults: a slow supply
         self.stuck_on = False  # fault: the latch has no effect, what runs goes on
         self.stuck_off = False  # fault: power-good never comes
+        self.slowness = 1  # fault C4: what its runtime does takes so many times as long
         self.init_death_is_power_loss = True  # as on the local board: the init is the CNM's PID 1
         self._listeners: list[Callable[[SlotState], None]] = []
 
@@ -139,6 +140,7 @@ class Slot:
             return
         self.power_good = False
         self.kernel.note(self.id, why)
+        self.kernel.on_change("dark", self)
         for handle in self.kernel.programs.of_slot(self):
             self.kernel.kill(handle.launch.node.name)
         for key in sorted(self.instances):
