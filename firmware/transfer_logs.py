@@ -105,7 +105,7 @@ class _LogRead:
         self._check()
 
     def on_chunk(self, chunk: int, data: bytes) -> None:
-        if chunk not in self._parts and self._bytes + len(data) <= LOG_READ_MAX_BYTES:
+        if data and chunk not in self._parts and self._bytes + len(data) <= LOG_READ_MAX_BYTES:
             self._parts[chunk] = data
             self._bytes += len(data)
             self._check()

@@ -129,6 +129,9 @@ class _Pull(Transfer):
     def _on_chunk(self, chunk: int, data: bytes) -> None:
         if self.ended or self._finishing:
             return
+        if not data:  # never right, and would not count among what is kept
+            self._owner.route.counters["pull_bad_chunk"] += 1
+            return
         if self._size is None:
             self._early_bytes += len(data)
             if self._early_bytes <= EARLY_MAX_BYTES:

@@ -22,7 +22,7 @@ from protocol.apf import (
     RefusalReason,
     VerifyRequest,
 )
-from protocol.window import KIND_LOG
+from protocol.window import KIND_BLOB, KIND_LOG
 from tests.unit.firmware.transfer_fakes import CTX, MS, TransferRig
 
 SIZES = [0, 1, 255, 256, 257, 5_000, 40_000]
@@ -497,6 +497,23 @@ def test_log_bytes_come_from_their_offset(rig: TransferRig, offset: int, length:
     rig.sender.read_log("w/c/0", offset, length, results.append)
     rig.reactor.run_until(lambda: bool(results))
     assert results == [LogBytes(start=offset, end=5_000, data=log[offset : offset + length])]
+
+
+def test_chunks_of_nothing_are_not_kept(rig: TransferRig) -> None:
+    """They would not count among the bytes that may wait, so any number of them could."""
+    digest, _ = rig.blob(100)
+    rig.sender.pull(digest, lambda _error: None)
+    rig.sender.read_log("a/b/0", 0, 100, lambda _log: None)
+    rig.reactor.settle()
+    blob_id, log_id = rig.sender._next_id - 2, rig.sender._next_id - 1
+    for chunk in range(50):
+        rig.card_channel.on_chunk(KIND_BLOB, blob_id, chunk, b"")
+        rig.card_channel.on_chunk(KIND_LOG, log_id, chunk, b"")
+    [transfer] = rig.sender._puller._active.values()
+    [read] = rig.sender._logs._open.values()
+    assert transfer._early == []
+    assert read._parts == {}
+    assert rig.sender.route.counters["pull_bad_chunk"] == 50
 
 
 def test_a_gap_in_a_log_shows(rig: TransferRig) -> None:
