@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "board": ("tools.commands.board:board_group", "Board files: check."),
     "decode": ("tools.decode:decode_command", "Decode captured bytes, layer by layer."),
     "bench": ("tools.bench.command:bench_command", "Figures beside their baselines."),
+    "sim": ("tools.sim.command:sim_command", "A card on virtual time, under every fault."),
     "completion": ("tools.commands.completion:completion_command", "Shell completion."),
 }
 
