@@ -71,7 +71,9 @@ def read_chain(source: str | Path) -> list[BoardFile]:
         chain.append(_read(path, chain))
         board = chain[-1].document.get("board", {})
         parent = board.get("inherit") if isinstance(board, dict) else None
-        if parent is not None and (not isinstance(parent, str) or not parent):
+        if parent is not None and (
+            not isinstance(parent, str) or not parent or not parent.isprintable()
+        ):
             raise _inherit_error(chain, "the name or the file of a board", repr(parent))
         path = None if parent is None else _parent_path(chain[-1].path, parent)
     return chain
@@ -82,7 +84,9 @@ def merge(chain: list[BoardFile]) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for file in reversed(chain):
         document = merge_tables(document, file.document)
-    document.get("board", {}).pop("inherit", None)
+    board = document.get("board")
+    if isinstance(board, dict):
+        document["board"] = {key: value for key, value in board.items() if key != "inherit"}
     return document
 
 
@@ -150,7 +154,7 @@ def _read(path: Path, chain: list[BoardFile]) -> BoardFile:
         document = tomllib.loads(text)
     except UnicodeDecodeError as exc:
         raise BoardError(str(path), "(file)", "UTF-8", f"byte {exc.start} is not") from exc
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # a TOMLDecodeError, or a number of 5,000 digits
         found = re.search(r"line (\d+)", str(exc))
         line = int(found[1]) if found else 0
         raise BoardError(str(path), "(file)", "TOML", str(exc), line=line) from exc

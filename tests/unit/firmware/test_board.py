@@ -222,6 +222,20 @@ def test_a_name_is_a_board_of_ours_and_a_path_is_a_file(tmp_path):
     assert find_board(tmp_path / "a.toml") == tmp_path / "a.toml"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'board = "a word"\n[[slot]]\nslot = 0\n',
+        '[board]\nname = "x"\ninherit = "a\\u0000b"\n',
+        f'[board]\nname = "x"\nvendor_id = {"1" * 5000}\n',
+    ],
+    ids=["board that is no table", "parent with a zero byte", "number of 5,000 digits"],
+)
+def test_what_only_a_careless_reader_stumbles_over_is_refused(board, text):
+    with pytest.raises(BoardError):
+        load_board(board(text), run_dir=RUN)
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_board_or_are_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("board") / "x.toml"
