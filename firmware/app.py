@@ -17,7 +17,7 @@ from firmware.board_types import Board, Slot
 from firmware.card import Card, CardPorts
 from firmware.control_socket import ControlSocket
 from firmware.fields import FieldError
-from firmware.journal import JournalError
+from firmware.journal import JournalError, Kind
 from firmware.loop import Loop
 from firmware.watchdog import Watchdog
 from hal.errors import HalError, Unavailable
@@ -38,6 +38,9 @@ from hal.registry import parse_spec
 
 EXIT_START_FAILED = 3
 EXIT_KEEPER_LOST = 5
+# Written even when the disk is full: without a new epoch and their grants a daemon that is started
+# then could keep nothing of what runs (DESIGN section 4, rules 2 and 4).
+ESSENTIAL_KINDS = (Kind.META, Kind.CNM)
 OPERATORS_GROUP = "apf"  # its members may run workloads
 
 
@@ -71,7 +74,7 @@ def local_ports(
     return CardPorts(
         entropy=LinuxEntropy(),
         power=LocalPower(client),
-        journal=SqliteJournal(state / "journal.db", loop),
+        journal=SqliteJournal(state / "journal.db", loop, essential=ESSENTIAL_KINDS),
         blobs=LinuxBlobStore(state / "blobs", loop, workers),
         host=LocalHostView(client),
         slots={slot.id: LocalSlotPorts(slot, run, client) for slot in board.slots},

@@ -4,7 +4,8 @@ One writer thread owns the connection. Everything that was queued when the previ
 goes into the next transaction, in order (group commit), with WAL and synchronous=FULL: `done`
 comes after the WAL's fsync. The lock is exclusive: a second daemon is refused at the door.
 
-    no space        that commit is rolled back, its batches get StoreFull, later ones may go on
+    no space        that commit is rolled back, its batches get StoreFull, later ones may go on;
+                    batches of nothing but `essential` kinds are first tried again on a reserve
     anything else   StoreFailed now and for ever: after a failed fsync the kernel may have thrown
                     the dirty pages away, so that a second try would lie
 """
@@ -13,7 +14,7 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Final
 
 from hal.errors import HalError, Refused, StoreFailed, StoreFull
 from hal.linux.journal_file import open_journal
+from hal.linux.reserve import Reserve
 from hal.ports import Done, JournalRecord, Reactor
 
 WAITING_LIMIT: Final = 4096  # batches that wait for a commit
@@ -36,6 +38,7 @@ IDLE_S: Final = 1.0  # quiet for so long: checkpoint and truncate the WAL
 class _Waiting:
     rows: Sequence[tuple[str, str, bytes | None]]
     size_bytes: int
+    essential: bool
     done: Done[None]
 
 
@@ -43,13 +46,23 @@ class SqliteJournal:
     """`hal.ports.JournalStore` in one file. Called on the loop's thread."""
 
     def __init__(
-        self, path: str | Path, reactor: Reactor, *, waiting_limit: int = WAITING_LIMIT
+        self,
+        path: str | Path,
+        reactor: Reactor,
+        *,
+        waiting_limit: int = WAITING_LIMIT,
+        essential: Collection[str] = (),
     ) -> None:
-        """Opens or makes it; see `journal_file.open_journal` for what is refused."""
+        """Opens or makes it; see `journal_file.open_journal` for what is refused. `essential`:
+        kinds of records that must find room when the disk is full."""
         self._path = os.fspath(path)
         self._reactor = reactor
         self._waiting_limit = waiting_limit
         self._connection = open_journal(self._path)
+        self._essential = frozenset(essential)
+        self._reserve = Reserve(f"{self._path}-reserve") if essential else None
+        if self._reserve is not None:
+            self._reserve.lay_in()
         self._wake = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
@@ -73,9 +86,11 @@ class SqliteJournal:
         refusal: HalError
         try:
             rows, size_bytes = _rows(batch)
+            essential = self._essential.issuperset(kind for kind, _, _ in rows)
+            waiting = _Waiting(rows=rows, size_bytes=size_bytes, essential=essential, done=done)
             with self._wake:
                 self._admit(size_bytes)
-                self._waiting.append(_Waiting(rows=rows, size_bytes=size_bytes, done=done))
+                self._waiting.append(waiting)
                 self._waiting_bytes += size_bytes
                 self._wake.notify()
         except HalError as exc:
@@ -120,12 +135,25 @@ class SqliteJournal:
             if stop:
                 return
             if group:
-                self._answer(group, self._commit(group))
+                self._store(group)
                 dirty = True
                 self._checkpoint(at_least_bytes=WAL_LIMIT_BYTES)
             elif dirty:
                 dirty = False
                 self._checkpoint(at_least_bytes=0)
+
+    def _store(self, group: deque[_Waiting]) -> None:
+        """All of it in one commit; without room for that, what is essential on the reserve."""
+        result = self._commit(group)
+        vital = deque(waiting for waiting in group if waiting.essential)
+        if isinstance(result, StoreFull) and self._reserve is not None and vital:
+            rest = deque(waiting for waiting in group if not waiting.essential)
+            if rest:
+                self._answer(rest, result)
+            group = vital
+            while isinstance(result, StoreFull) and self._reserve.give_up():
+                result = self._commit(group)
+        self._answer(group, result)
 
     def _commit(self, group: Sequence[_Waiting]) -> HalError | None:
         if self._failed is not None:
@@ -180,6 +208,8 @@ class SqliteJournal:
             if os.stat(f"{self._path}-wal").st_size < at_least_bytes:
                 return
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if self._reserve is not None:
+                self._reserve.lay_in()
         except FileNotFoundError:
             return  # nothing was ever committed
         except sqlite3.Error as exc:
