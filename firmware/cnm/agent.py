@@ -111,6 +111,7 @@ class Agent:
         self._endpoint: Endpoint | None = None
         self._sweep_planned = False
         self._usage_seq = 0
+        self._moved: tuple[int | None, int | None] | None = None  # what init was told last
 
     def start(self) -> None:
         """Ask init who we are; only then the link is opened."""
@@ -140,6 +141,7 @@ class Agent:
             entropy=self._ports.entropy,
             identity=self._identity,
             name=f"{self._config.id} agent",
+            dialect=self._config.module.dialect,
         )
         endpoint.serve(HelloRequest, self._hello)
         endpoint.serve(DeployRequest, self._stager.deploy)
@@ -183,14 +185,15 @@ class Agent:
     # --- init ---
 
     def _ping(self) -> None:
-        counters = self._channel.counters if self._channel else {}
-        self._init.notify(
-            "ping",
-            {
-                "link_tx_bytes": counters.get("tx_bytes", 0) if self._channel else None,
-                "link_rx_bytes": counters.get("rx_bytes", 0) if self._channel else None,
-            },
-        )
+        moved: tuple[int | None, int | None] = (None, None)
+        if self._channel is not None:
+            counters = self._channel.counters
+            moved = (counters["tx_bytes"], counters["rx_bytes"])
+        if moved == self._moved:
+            self._init.alive()
+            return
+        self._moved = moved
+        self._init.notify("ping", {"link_tx_bytes": moved[0], "link_rx_bytes": moved[1]})
 
     def _on_init_notice(self, operation: str, args: Args) -> None:
         if operation == "status_changed" and self._endpoint and self._identity:

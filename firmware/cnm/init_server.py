@@ -103,8 +103,9 @@ class InitServer:
         """A sign of life is a sign of life, whatever it says."""
         if operation == "ping":
             for name in ("link_tx_bytes", "link_rx_bytes"):
-                value = args.get(name)
-                setattr(self._vitals, name, value if isinstance(value, int) else None)
+                if name in args:  # else they are as they were
+                    value = args[name]
+                    setattr(self._vitals, name, value if isinstance(value, int) else None)
         self._on_alive()
 
     def _on_alive(self) -> None:

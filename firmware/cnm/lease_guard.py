@@ -83,8 +83,10 @@ class LeaseGuard:
     ) -> Verdict:
         """expiry = max(expiry, s + L). A refused grant changes nothing but its counter."""
         verdict = self._judge(seq, lease_ms, card_uuid, epoch, boot_id)
-        self.counters[f"grant_{verdict.value}"] += 1
-        if verdict is Verdict.OK:
+        if verdict is not Verdict.OK:
+            self.counters[f"grant_{verdict.value}"] += 1
+        else:
+            self.counters["grant_ok"] += 1
             until_ns = self._sent_ns[seq] + lease_ms * MS
             self._expires_at_ns = max(self._expires_at_ns or 0, until_ns)
             self._forget_up_to(seq)

@@ -15,13 +15,14 @@ from typing import Any, Final, TypeAlias
 
 from firmware.cnm.records import RefusedError
 from hal.errors import LinkDown
-from hal.ports import ByteStream, Event, Reactor
+from hal.ports import READ_LIMIT_BYTES, ByteStream, Event, Reactor
 from protocol.apf import RefusalReason
 
 LINE_LIMIT: Final = 1 << 20  # a page of 16 status entries takes 10 kB, the biggest spec 600
 UNSENT_LIMIT: Final = 4 << 20
 REQUESTS_LIMIT: Final = 512
 READS_A_TURN: Final = 4
+ALIVE_LINE: Final = b'{"op":"ping","args":{}}\n'
 
 Args: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = "Args | RefusedError"
@@ -41,6 +42,7 @@ class LocalPeer:
         self._stream: ByteStream | None = stream
         self._received = bytearray()
         self._unsent = bytearray()
+        self._writing = False  # and waiting for room
         self._next_id = 0
         self._pending: dict[int, Reply] = {}
         reactor.watch(stream.handle, Event.READ, self._on_event)
@@ -63,6 +65,10 @@ class LocalPeer:
     def notify(self, op: str, args: Args) -> None:
         self._send({"op": op, "args": args})
 
+    def alive(self) -> None:
+        """A sign of life and nothing else, many times a minute: no JSON is made or read for it."""
+        self._put(ALIVE_LINE)
+
     def close(self, text: str = "closed") -> None:
         """End it; `on_lost` is called once, and every open request is answered."""
         stream, self._stream = self._stream, None
@@ -76,9 +82,11 @@ class LocalPeer:
         self.on_lost(text)
 
     def _send(self, message: Args) -> None:
+        self._put(json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+
+    def _put(self, line: bytes) -> None:
         if self._stream is None:
             return
-        line = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
         if len(line) > LINE_LIMIT or len(self._unsent) + len(line) > UNSENT_LIMIT:
             self.close(f"line of {len(line)} B after {len(self._unsent)} B unsent: over the limit")
             return
@@ -98,11 +106,13 @@ class LocalPeer:
         except LinkDown as exc:
             self._reactor.post(lambda exc=exc: self.close(str(exc)))  # type: ignore[misc]
             return
-        events = Event.READ | Event.WRITE if self._unsent else Event.READ
-        self._reactor.watch(stream.handle, events, self._on_event)
+        if bool(self._unsent) != self._writing:
+            self._writing = bool(self._unsent)
+            events = Event.READ | Event.WRITE if self._writing else Event.READ
+            self._reactor.watch(stream.handle, events, self._on_event)
 
     def _on_event(self, events: Event) -> None:
-        if events & Event.WRITE:
+        if events != Event.READ and events & Event.WRITE:
             self._flush()
         for _ in range(READS_A_TURN):
             if self._stream is None:
@@ -116,6 +126,8 @@ class LocalPeer:
                 return
             self._received += data
             self._take_lines()
+            if len(data) < READ_LIMIT_BYTES:
+                return  # that was all, or its end: the next event tells
 
     def _take_lines(self) -> None:
         while self._stream is not None:
@@ -128,6 +140,9 @@ class LocalPeer:
             self._take(bytes(line))
 
     def _take(self, line: bytes) -> None:
+        if line == ALIVE_LINE[:-1]:
+            self.on_notice("ping", {})
+            return
         try:
             message = json.loads(line)
             args = message.get("args", {})

@@ -98,8 +98,14 @@ class VirtualKernel:
 
         return cancel
 
-    def push(self, when_ns: int, call: Callable[[bytes], None], data: bytes) -> None:
-        """As `at`, for what is never cancelled and not before now: the hot path of lines."""
+    def push(self, when_ns: int, call: Callable[[], None]) -> None:
+        """As `at`, for what is never cancelled and not before now."""
+        self._event_seq += 1
+        cell: _Cell = [call]
+        heapq.heappush(self._events, (when_ns, self._event_seq, cell))
+
+    def deliver(self, when_ns: int, call: Callable[[bytes], None], data: bytes) -> None:
+        """As `push`, with bytes for `call`: the hot path of lines."""
         self._event_seq += 1
         heapq.heappush(self._events, (when_ns, self._event_seq, call, data))
 

@@ -99,11 +99,15 @@ class NodeClock:
 
     def wait(self, until_ns: int | None) -> Sequence[tuple[int, Event]]:
         """What is ready now, in the order of the handles' numbers. Never waits."""
-        if not self._ready:
+        ready = self._ready
+        if not ready:
             return ()
+        if len(ready) == 1:
+            [(number, handle)] = ready.items()
+            return ((number, EVENTS[handle.ready & handle.wanted]),)
         return [
             (number, EVENTS[handle.ready & handle.wanted])
-            for number, handle in sorted(self._ready.items())
+            for number, handle in sorted(ready.items())
         ]
 
     def wake(self) -> None:
@@ -116,7 +120,8 @@ class NodeClock:
         """Level-triggered: a handle is ready for as long as what it waits for holds."""
         if handle.ready & handle.wanted:
             self._ready[handle.number] = handle
-            self._kernel.queue(self.node)
+            if not self.node.queued:
+                self._kernel.queue(self.node)
         else:
             self._ready.pop(handle.number, None)
 
@@ -133,6 +138,11 @@ class NodeClock:
         if self._rate == 0:
             return None
         return self._base_kernel_ns - (self._base_node_ns - node_ns) * MILLION // self._rate
+
+    @property
+    def rate_ppm(self) -> int:
+        """How much faster than the kernel's this clock runs."""
+        return self._rate - MILLION
 
     def set_rate(self, ppm: int) -> None:
         """Drift from now on, in parts per million; -1,000,000 stops the clock (fault T2)."""

@@ -1,5 +1,6 @@
 """A message cut into packets. DSP0236 §8.3; reference "mctp", 3.2."""
 
+from functools import lru_cache
 from typing import Final
 
 from protocol.mctp.packet import (
@@ -14,6 +15,16 @@ from protocol.mctp.packet import (
 )
 
 MAX_MESSAGE_BYTES: Final = 65536  # type byte included
+
+
+@lru_cache(maxsize=1024)
+def _alone(dest_eid: int, src_eid: int, tag: int, to: bool, first_seq: int) -> bytes:
+    """The header of a message of one packet."""
+    if not is_destination(dest_eid) or not is_source(src_eid):
+        raise ValueError(f"can't send from EID {src_eid} to EID {dest_eid}")
+    flags = FLAG_SOM | FLAG_EOM
+    seq = first_seq & SEQ_MASK
+    return header(dest_eid=dest_eid, src_eid=src_eid, flags=flags, seq=seq, to=to, tag=tag)
 
 
 def fragment(
@@ -32,7 +43,10 @@ def fragment(
     or configured: a conformant bridge cuts larger ones short (OpenBIC#2766). Raises `ValueError`
     for an empty or oversized message or values out of range.
     """
-    if not 1 <= len(message) <= MAX_MESSAGE_BYTES:
+    size = len(message)
+    if 1 <= size <= BASELINE_UNIT_BYTES:  # one packet whatever the unit: heartbeats, grants
+        return [_alone(dest_eid, src_eid, tag, to, first_seq) + message]
+    if not 1 <= size <= MAX_MESSAGE_BYTES:
         raise ValueError(f"a message has 1..{MAX_MESSAGE_BYTES} bytes, this one {len(message)}")
     if unit_bytes < BASELINE_UNIT_BYTES:
         raise ValueError(f"a unit has at least {BASELINE_UNIT_BYTES} bytes, not {unit_bytes}")
