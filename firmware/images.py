@@ -246,7 +246,7 @@ class ImageStore:
         return {layer.digest for image in images for layer in image.layers}
 
     def _drop_unused(self, image: Image) -> None:
-        self._drop({layer.digest for layer in image.layers} - self.referenced())
+        self._drop(sorted({layer.digest for layer in image.layers} - self.referenced()))
 
     def _drop(self, digests: Iterable[bytes]) -> int:
         dropped = 0

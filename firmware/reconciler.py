@@ -104,7 +104,7 @@ class Reconciler:
 
     def on_report(self, cnm: Cnm, changed: Iterable[str]) -> None:
         """A module's report differs from the one before."""
-        for instance in changed:
+        for instance in sorted(changed):  # a set's own order is another one in each process
             status = cnm.observed.get(instance)
             if status is not None:
                 self._reported_by.setdefault(instance, set()).add(cnm.id)

@@ -130,4 +130,4 @@ def _homes(state: AllocatorState, constraints: Constraints) -> dict[str, frozens
         joins = other.component in constraints.together or constraints.component in other.together
         if joins and other.component != constraints.component:
             homes.setdefault(other.component, set()).add(cnm)
-    return {component: frozenset(places) for component, places in homes.items()}
+    return {component: frozenset(places) for component, places in sorted(homes.items())}
