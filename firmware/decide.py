@@ -251,9 +251,10 @@ def _move(
     here = seen.status
     if here is not None and here.state == InstanceState.EXITED:
         return CancelMove(reason="it ended by itself before it was moved")
-    if here is not None and here.state in LIVE:
+    if here is not None and (here.state in LIVE or here.state in UNSTARTED):
         if here.state == InstanceState.STOPPING:
             return Wait(reason=f"{place.cnm} stops it")
+        # what was merely prepared too: a START may be on its way, and only a STOP buries it (9a)
         return Stop(place=place, generation=here.generation)
     if here is not None and _unsaved(assignment, here):
         return Flush(place=place)

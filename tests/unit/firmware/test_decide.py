@@ -209,6 +209,19 @@ def test_a_move_stops_here_only_when_there_is_prepared() -> None:
     assert decide(component(), moving, stopped, prepared) == steps.Flip()
 
 
+@pytest.mark.parametrize("state", [InstanceState.STAGING, InstanceState.PREPARED])
+def test_a_move_buries_what_is_prepared_here_because_its_start_may_be_on_its_way(
+    state: InstanceState,
+) -> None:
+    there = current(status(InstanceState.PREPARED, 2))
+    moving = assigned(HERE, target=THERE)
+    step = decide(component(), moving, current(status(state)), there)
+    assert step == steps.Stop(place=HERE, generation=1)
+    buried = current(status(InstanceState.STOPPED))
+    assert decide(component(), moving, buried, there) == steps.Flip()
+    assert decide(component(), assigned(HERE), buried, None) == steps.Again(), "the move was off"
+
+
 def test_a_move_brings_the_data_home_between_stop_and_flip() -> None:
     moving = assigned(HERE, target=THERE, volumes=("v0",))
     stopped = current(status(InstanceState.STOPPED, **KILLED))
