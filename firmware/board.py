@@ -37,6 +37,7 @@ from firmware.board_types import (
 )
 from firmware.fields import FieldError, Fields, nearest, shown
 from firmware.fields import Path as KeyPath
+from firmware.link_dialect import dialect_of
 from firmware.workload import LABEL_KEY, MAX_BYTES, MAX_CPU_MILLI, NAME, NAME_WANT, canonical_arch
 
 __all__ = [
@@ -250,6 +251,7 @@ def _module(fields: Fields, host_arch: str) -> Module:
             "labels", max_items=64, key_pattern=LABEL_KEY, key_want="a label key", max_bytes=128
         ),
         accelerators=fields.objects("accelerators", _accelerator, max_items=16),
+        dialect=dialect_of(fields),
     )
 
 

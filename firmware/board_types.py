@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
+from protocol.mctp.serial_frame import Dialect
+
 PPM: Final = 1_000_000
 FENCE_WAIT_STEP_MS: Final = 100  # W is rounded up to this: 5,512 becomes 5,600 (rule 7)
 
@@ -106,6 +108,7 @@ class Module:
     runtimes: tuple[str, ...]
     labels: Mapping[str, str]
     accelerators: tuple[BoardAccelerator, ...]
+    dialect: Dialect | None = None  # of its serial lines; None: the card's, whichever that is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

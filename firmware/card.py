@@ -37,6 +37,7 @@ from firmware.storage import Volumes
 from firmware.views import Views
 from hal.ports import BlobStore, Entropy, HostView, JournalStore, SlotPower
 from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telemetry
+from protocol.mctp.serial_frame import Dialect
 
 SOFTWARE: Final = "apf-card/0.1.0"
 SCAN_NS: Final = 250 * MS
@@ -208,7 +209,8 @@ class Card:
         ports = self._ports.slots[slot.id]
         ends = {}
         for name, opener in (("mc", ports.open_mc), ("agent", ports.open_agent)):
-            link = Link(self.loop, opener, name=f"{slot.id}/{name}")
+            link = Link(self.loop, opener, name=f"{slot.id}/{name}", leads=True)
+            link.on_dialect = partial(self._on_dialect, slot.id, name)
             ends[name] = Endpoint(
                 self.loop,
                 link,
@@ -243,6 +245,14 @@ class Card:
 
     def _kick(self, instance: str) -> None:
         self.reconciler.kick(instance)
+
+    def _on_dialect(self, cnm: str, link: str, old: Dialect, new: Dialect) -> None:
+        self.events.emit(
+            EventCode.LINK_DIALECT,
+            f"{cnm}/{link}: it speaks serial dialect {new.value}, so do we from now on",
+            cnm=cnm,
+            data={"link": link, "from": old.value, "to": new.value},
+        )
 
     def _on_heartbeat(self, cnm: Cnm, heartbeat: Heartbeat) -> None:
         self.fencing.on_heartbeat(cnm, heartbeat)

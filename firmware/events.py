@@ -93,6 +93,7 @@ class EventCode(StrEnum):
     RPC_REFUSED = "rpc.refused"
     EVENTS_GAP = "events.gap"
     EVENTS_SUPPRESSED = "events.suppressed"
+    LINK_DIALECT = "link.dialect"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,20 +1,21 @@
 """One control link: bytes of a serial line <-> MCTP messages (DSP0236 over DSP0253).
 
 Above this file nobody knows what carries the messages. A link that hangs up is opened again, for
-as long as it is wanted; what was queued for the old line is dropped and counted, because whoever
-waits for an answer retries with the same id.
+as long as it is wanted; what was queued for the old line, or in a dialect that the peer turns out
+not to speak, is dropped and counted, because whoever waits for an answer retries with the same id.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
+from firmware.link_dialect import STALE_NS, LinkDialect
 from firmware.loop import MS
 from hal.errors import HalError, LinkDown
 from hal.ports import READ_LIMIT_BYTES, ByteStream, Event, Reactor
 from protocol.mctp.fragment import fragment
 from protocol.mctp.reassembly import Message, Reassembler
-from protocol.mctp.serial import SerialDeframer, frame_serial
+from protocol.mctp.serial_frame import Dialect
 
 NULL_EID: Final = 0  # DSP0236 8.1: addressed by the link itself
 QUEUE_PACKETS: Final = 512  # about 35 kB, 0.4 s at 921,600 baud
@@ -38,18 +39,29 @@ class Link:
         name: str,
         local_eid: int = NULL_EID,
         peer_eid: int = NULL_EID,
+        leads: bool = False,
+        dialect: Dialect | None = None,
     ) -> None:
+        """`leads`: the card's end, which settles the dialect of the two. `dialect`: this one,
+        whatever is heard; None finds it out, beginning with A."""
         self.name = name
         self.peer_eid = peer_eid
         self.on_message: Callable[[Message], None] = lambda _message: None
         self.on_state: Callable[[bool, str], None] = lambda _up, _text: None
+        self.on_dialect: Callable[[Dialect, Dialect], None] = lambda _old, _new: None
         self.counters: Counter[str] = Counter()
-        self.last_rx_ns: int | None = None  # of the last good packet
         self._reactor = reactor
         self._open_stream = open_stream
         self._stream: ByteStream | None = None
         self._rx_bytes = self._rx_packets = 0  # plain: they grow with every packet
-        self._deframer = SerialDeframer()
+        self._tx_bytes = self._tx_packets = 0
+        self._leads = leads
+        self._dialect = LinkDialect(
+            reactor.now_ns, self._understood_ns, self._changed, leads=leads, fixed=dialect
+        )
+        self._deframer = self._dialect.deframer()
+        self._last_rx_ns: int | None = None  # of the last good packet
+        self._opened_ns = 0
         self._reassembler = Reassembler(local_eid=local_eid or None)
         self._local_eid = local_eid
         self._queue: deque[bytes] = deque()
@@ -71,6 +83,20 @@ class Link:
         self._reassembler.local_eid = eid or None
 
     @property
+    def dialect(self) -> Dialect:
+        """What is read and spoken on this link."""
+        return self._dialect.current
+
+    @property
+    def last_rx_ns(self) -> int | None:
+        """When something was last heard: a good packet, or frames of a dialect not ours. A peer
+        that is not understood is not silent."""
+        understood_ns, heard_ns = self._last_rx_ns, self._dialect.heard_ns
+        if understood_ns is None or heard_ns is None:
+            return heard_ns if understood_ns is None else understood_ns
+        return max(understood_ns, heard_ns)
+
+    @property
     def up(self) -> bool:
         """The line is open. That says nothing about who is at its other end."""
         return self._stream is not None
@@ -78,8 +104,13 @@ class Link:
     @property
     def drops(self) -> Counter[str]:
         """What was dropped, by reason, over all layers of this link, beside what was taken."""
-        taken = Counter(rx_bytes=self._rx_bytes, rx_packets=self._rx_packets)
-        return self._deframer.drops + self._reassembler.drops + self.counters + taken
+        moved = Counter(
+            rx_bytes=self._rx_bytes,
+            rx_packets=self._rx_packets,
+            tx_bytes=self._tx_bytes,
+            tx_packets=self._tx_packets,
+        )
+        return self._deframer.drops + self._reassembler.drops + self.counters + moved
 
     def send_message(self, data: bytes, *, tag: int, to: bool, urgent: bool = False) -> bool:
         """Queue a whole message, type byte first; False when the line is down or the queue full.
@@ -90,10 +121,13 @@ class Link:
             self.counters["tx_line_down"] += 1
             return False
         packets = fragment(data, dest_eid=self.peer_eid, src_eid=self.local_eid, tag=tag, to=to)
-        if len(self._queue) + len(packets) > QUEUE_PACKETS:
+        frame = self._dialect.frame
+        frames = [frame(packet) for packet in packets]
+        if self._leads and len(packets) == 1 and self._silent():
+            frames += self._dialect.probes(packets[0])
+        if len(self._queue) + len(frames) > QUEUE_PACKETS:
             self.counters["tx_queue_full"] += 1
             return False
-        frames = [frame_serial(packet) for packet in packets]
         if urgent:
             self._queue.extendleft(reversed(frames))
         else:
@@ -117,6 +151,7 @@ class Link:
             self.on_state(False, f"{self.name}: {exc}")
             self._reactor.call_at(self._reactor.now_ns() + REOPEN_NS, self._open)
             return
+        self._opened_ns = self._reactor.now_ns()
         self._reactor.watch(self._stream.handle, Event.READ, self._on_event)
         self.on_state(True, f"{self.name}: open")
 
@@ -144,7 +179,7 @@ class Link:
             now_ns = self._reactor.now_ns()
             packets = self._deframer.feed(data)
             if packets:
-                self.last_rx_ns = now_ns
+                self._last_rx_ns = now_ns
                 self._rx_packets += len(packets)
                 for packet in packets:
                     message = self._reassembler.feed(packet, link=self.name, now_ns=now_ns)
@@ -159,15 +194,17 @@ class Link:
         stream = self._stream
         assert stream is not None
         try:
-            while self._unsent or self._queue:
-                if not self._unsent:
-                    self._unsent = memoryview(self._queue.popleft())
-                    self.counters["tx_packets"] += 1
+            if self._unsent:
                 taken = stream.write(self._unsent)
-                self.counters["tx_bytes"] += taken
+                self._tx_bytes += taken
                 self._unsent = self._unsent[taken:]
-                if self._unsent:
-                    break
+            while self._queue and not self._unsent:
+                frame = self._queue.popleft()
+                taken = stream.write(frame)
+                self._tx_packets += 1
+                self._tx_bytes += taken
+                if taken < len(frame):
+                    self._unsent = memoryview(frame)[taken:]
         except LinkDown as exc:
             self._lost(str(exc))
             return
@@ -191,7 +228,7 @@ class Link:
         self._unsent = memoryview(b"")
         self._writing = False
         self.counters.update(self._deframer.drops)  # what the old line dropped stays counted
-        self._deframer = SerialDeframer()
+        self._deframer = self._dialect.deframer()
         self._reassembler.forget_link(self.name)  # the rest of no message will come
         self._reactor.unwatch(stream.handle)
         stream.close()
@@ -202,6 +239,22 @@ class Link:
         self._cancel_expire = self._reactor.call_at(
             self._reactor.now_ns() + EXPIRE_NS, self._expire
         )
+
+    def _silent(self) -> bool:
+        heard_ns = self.last_rx_ns
+        return heard_ns is None or self._reactor.now_ns() - heard_ns >= STALE_NS
+
+    def _understood_ns(self) -> int | None:
+        """When a packet was last taken on the line that is open."""
+        taken_ns = self._last_rx_ns
+        return taken_ns if taken_ns is not None and taken_ns >= self._opened_ns else None
+
+    def _changed(self, old: Dialect, new: Dialect) -> None:
+        """From within the deframer: whoever wants to know is told after it."""
+        self.counters["dialect_changes"] += 1
+        self.counters["tx_dropped_at_dialect"] += len(self._queue)
+        self._queue.clear()
+        self._reactor.post(lambda: self.on_dialect(old, new))
 
     def _expire(self) -> None:
         self._expiring = False

@@ -266,6 +266,7 @@ class Views:
             "name": name,
             "spec": cnm.config.mc if name == "mc" else cnm.config.agent,
             "up": link.up,
+            "dialect": link.dialect.value,
             "silent_ms": None if heard is None else (now_ns - heard) // MS,
             "counters": dict(sorted((link.drops + endpoint.counters).items())),
         }

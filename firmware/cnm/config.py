@@ -14,6 +14,7 @@ from typing import Final
 
 from firmware.board_types import BoardAccelerator, Module
 from firmware.fields import FieldError, Fields
+from firmware.link_dialect import ADAPTS, dialect_of
 from protocol.apf import ACCELERATORS_MAX, LABELS_MAX, RUNTIMES_MAX
 
 SCHEMA: Final = "apf-cnm/1"
@@ -98,6 +99,7 @@ class CnmConfig:
                         {"kind": a.kind, "model": a.model, "count": a.count, "scope": a.scope}
                         for a in module.accelerators
                     ],
+                    "dialect": module.dialect.value if module.dialect else ADAPTS,
                 },
                 "timing": {
                     name: getattr(self.timing, name) for name in CnmTiming.__dataclass_fields__
@@ -130,6 +132,7 @@ def _module(fields: Fields) -> Module:
             max_bytes=64,
         ),
         accelerators=fields.objects("accelerators", _accelerator, max_items=ACCELERATORS_MAX),
+        dialect=dialect_of(fields),
     )
 
 

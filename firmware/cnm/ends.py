@@ -22,6 +22,7 @@ from protocol.apf import (
     common_version,
 )
 from protocol.mctp.control import ControlState, Responder, VendorSupport
+from protocol.mctp.serial_frame import Dialect
 
 SOFTWARE: Final = "apf-cnm 0.1.0"
 
@@ -42,9 +43,11 @@ def open_endpoint(
     entropy: Entropy,
     identity: Identity,
     name: str,
+    dialect: Dialect | None = None,
 ) -> Endpoint:
-    """One end, ready for `serve`. A line that can't be opened is tried again for ever."""
-    link = Link(reactor, open_stream, name=name)
+    """One end, ready for `serve`. A line that can't be opened is tried again for ever. It follows
+    the card's dialect where none is given."""
+    link = Link(reactor, open_stream, name=name, dialect=dialect)
 
     def on_eid(eid: int) -> None:
         link.local_eid = eid

@@ -100,6 +100,7 @@ class Init:
             entropy=ports.entropy,
             identity=identity,
             name=f"{config.id} mc",
+            dialect=config.module.dialect,
         )
         self.identity = identity
         self.mc = ManagementController(

@@ -11,11 +11,13 @@ The FCS covers revision, count and the packet before escaping. Four dialects are
     D   not complemented, seed 0, sent as it is           older Linux
 
 B and C are the same bytes unless the FCS holds 7D or 7E. Such a frame is called B here, the
-dialect that is better known; it is C only where an FCS that B would have escaped came raw.
+dialect that is better known; it is C only where an FCS that B would have escaped came raw. No
+other two dialects have a frame in common.
 """
 
-from enum import Enum
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Final, NamedTuple, TypeAlias
 
 from protocol.crc import FCS16_XOROUT_X25, fcs16, fcs16_from, fcs16_seed0
 
@@ -34,9 +36,10 @@ _ESCAPE: Final = bytes([ESCAPE])
 _ESCAPED_ESCAPE: Final = bytes([ESCAPE, ESCAPE ^ ESCAPE_XOR])
 _HEADS: Final = [bytes([REVISION, count]) for count in range(MAX_PACKET_BYTES + 1)]
 HEAD_FCS: Final = [fcs16(head) for head in _HEADS]  # by count; the packet's bytes go on from it
+HEAD_FCS_SEED0: Final = [fcs16_seed0(head) for head in _HEADS]  # the same in dialect D
 
 
-class Dialect(Enum):
+class Dialect(StrEnum):
     """How a frame's FCS was made (table above)."""
 
     A = "A"
@@ -45,12 +48,28 @@ class Dialect(Enum):
     D = "D"
 
 
+# The dialects that a frame is right in; what follows is all that can be.
+_FITS_A: Final = (Dialect.A,)
+_FITS_B: Final = (Dialect.B,)
+_FITS_C: Final = (Dialect.C,)
+_FITS_B_AND_C: Final = (Dialect.B, Dialect.C)
+_FITS_D: Final = (Dialect.D,)
+
+_FOREIGN: Final = {
+    Dialect.B: "dialect_b",
+    Dialect.C: "dialect_c",
+    Dialect.D: "dialect_d",
+}  # as reasons
+
+Framer: TypeAlias = Callable[[bytes], bytes]
+
+
 class Verdict(NamedTuple):
     """What stands at an opening flag.
 
     `reason` is None for a good frame of dialect A. `offset` is the byte at fault; `end` the first
     byte that the frame did not use. `packet` and `dialect` are given whenever the FCS is right in
-    any dialect.
+    any dialect; `fits` names all dialects in which the whole frame is right, its end too.
     """
 
     reason: str | None
@@ -60,6 +79,7 @@ class Verdict(NamedTuple):
     dialect: Dialect | None = None
     fcs: int = -1  # as it came; -1 where the frame broke before it
     text: str = ""
+    fits: tuple[Dialect, ...] = ()
 
 
 def frame_serial(packet: bytes) -> bytes:
@@ -74,8 +94,33 @@ def frame_serial(packet: bytes) -> bytes:
     head = _HEADS[count]
     fcs = fcs16_from(packet, HEAD_FCS[count])
     if ESCAPE in packet or FLAG in packet:
-        packet = packet.replace(_ESCAPE, _ESCAPED_ESCAPE).replace(_FLAG, _ESCAPED_FLAG)
+        packet = escape(packet)
     return b"%b%b%b%b%b" % (_FLAG, head, packet, fcs.to_bytes(2, "big"), _FLAG)
+
+
+def framer(dialect: Dialect) -> Framer:
+    """`frame_serial` of this dialect; raises as it does."""
+    if dialect is Dialect.A:
+        return frame_serial
+
+    def frame(packet: bytes) -> bytes:
+        wire = frame_serial(packet)
+        count = len(packet)
+        if dialect is Dialect.D:
+            tail = fcs16_from(packet, HEAD_FCS_SEED0[count]).to_bytes(2, "big")
+        else:
+            x25 = fcs16_from(packet, HEAD_FCS[count]) ^ FCS16_XOROUT_X25
+            tail = x25.to_bytes(2, "big")
+            if dialect is Dialect.B:
+                tail = escape(tail)
+        return wire[:-TAIL_BYTES] + tail + _FLAG
+
+    return frame
+
+
+def escape(data: bytes) -> bytes:
+    """`data` as it goes between two flags."""
+    return data.replace(_ESCAPE, _ESCAPED_ESCAPE).replace(_FLAG, _ESCAPED_FLAG)
 
 
 def unescape(body: bytes) -> bytes:
@@ -129,42 +174,38 @@ def _judge_fcs(data: bytes, end: int, packet: bytes) -> Verdict | None:
     """The verdict on a whole body; its FCS begins at `end`, three bytes of the tail are there."""
     covered = _HEADS[len(packet)] + packet
     wanted = fcs16(covered)
+    x25 = wanted ^ FCS16_XOROUT_X25
     fcs = data[end] << 8 | data[end + 1]
     after = end + TAIL_BYTES
     text = f"FCS is 0x{fcs:04X}, the bytes give 0x{wanted:04X}"
-    if data[after - 1] == FLAG:
-        if fcs == wanted and packet:
-            return Verdict(None, end, after, packet, Dialect.A, fcs)
-        if fcs == wanted:
-            return Verdict("empty", end - 1, after, packet, Dialect.A, fcs, "byte count is 0")
-        if fcs == wanted ^ FCS16_XOROUT_X25:
-            if data[end] in SPECIAL or data[end + 1] in SPECIAL:
-                return Verdict("dialect_c", end, after, packet, Dialect.C, fcs, text)
-            return Verdict("dialect_b", end, after, packet, Dialect.B, fcs, text)
-        if fcs == fcs16_seed0(covered):
-            return Verdict("dialect_d", end, after, packet, Dialect.D, fcs, text)
+    fits: tuple[Dialect, ...] = ()
     if fcs == wanted:
-        text = f"0x{data[after - 1]:02X} where the closing flag belongs"
-        return Verdict("no_end_flag", after - 1, after - 1, packet, Dialect.A, fcs, text)
-    if ESCAPE in (data[end], data[end + 1]):
-        longer = _escaped_tail(data, end)
-        if longer is None:
+        fits = _FITS_A
+    elif fcs == x25:
+        raw = data[end] in SPECIAL or data[end + 1] in SPECIAL
+        fits = _FITS_C if raw else _FITS_B_AND_C
+    elif fcs == fcs16_seed0(covered):
+        fits = _FITS_D
+    if fits and data[after - 1] == FLAG:
+        dialect = fits[0]
+        if dialect is not Dialect.A:
+            return Verdict(_FOREIGN[dialect], end, after, packet, dialect, fcs, text, fits)
+        if packet:
+            return Verdict(None, end, after, packet, dialect, fcs, fits=fits)
+        return Verdict("empty", end - 1, after, packet, dialect, fcs, "byte count is 0", fits)
+    escaped = escape(x25.to_bytes(2, "big")) + _FLAG
+    if len(escaped) > TAIL_BYTES:
+        came = data[end : end + len(escaped)]
+        if came == escaped:
+            after = end + len(escaped)
+            text = f"FCS is 0x{x25:04X}, the bytes give 0x{wanted:04X}"
+            return Verdict("dialect_b", end, after, packet, Dialect.B, x25, text, _FITS_B)
+        if escaped.startswith(came):
             return None
-        tail = unescape(data[end:longer])
-        x25 = (wanted ^ FCS16_XOROUT_X25).to_bytes(2, "big")
-        if tail == x25 + _FLAG:
-            fcs = wanted ^ FCS16_XOROUT_X25
-            text = f"FCS is 0x{fcs:04X}, the bytes give 0x{wanted:04X}"
-            return Verdict("dialect_b", end, longer, packet, Dialect.B, fcs, text)
+    if fits:
+        text = f"0x{data[after - 1]:02X} where the closing flag belongs"
+        return Verdict("no_end_flag", after - 1, after - 1, packet, fits[0], fcs, text)
     return Verdict("bad_fcs", end, after, fcs=fcs, text=text)
-
-
-def _escaped_tail(data: bytes, end: int) -> int | None:
-    """The end of an FCS escaped as data and its flag, at most five bytes; None if not all here."""
-    at = end
-    for _ in range(2):
-        at += 2 if data[at : at + 1] == _ESCAPE else 1
-    return at + 1 if at < len(data) else None
 
 
 def _bad_escape(data: bytes, begin: int, end: int) -> int:
