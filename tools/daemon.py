@@ -38,6 +38,11 @@ def status_or_none(places: Places) -> dict[str, Any] | None:
     return status if isinstance(status, dict) else {}
 
 
+def unsupervised(places: Places, status: dict[str, Any]) -> bool:
+    """The daemon was started by a supervisor that is no more."""
+    return bool(status.get("supervisor_pid")) and "supervisor" not in live_owners(places)
+
+
 def start_daemon(
     places: Places,
     board: str,
@@ -45,9 +50,11 @@ def start_daemon(
     foreground: bool,
     timeout_ms: int,
     say: Callable[[str], None],
+    former_pid: object = None,
 ) -> dict[str, Any]:
-    """Start the supervisor and wait until the daemon is ready; its status. Raises DeadlinePassed
-    or CheckFailed with the tail of the log."""
+    """Start the supervisor and wait until the daemon is ready; its status. `former_pid`: of a
+    daemon that answers still and is going to be replaced. Raises DeadlinePassed or CheckFailed
+    with the tail of the log."""
     places.run.mkdir(parents=True, exist_ok=True)
     places.state.mkdir(parents=True, exist_ok=True)
     board = str(Path(board).absolute()) if Path(board).is_file() else board
@@ -70,16 +77,21 @@ def start_daemon(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return _await_ready(places, child, timeout_ms, say)
+    return _await_ready(places, child, timeout_ms, say, former_pid)
 
 
 def _await_ready(
-    places: Places, child: "subprocess.Popen[bytes]", timeout_ms: int, say: Callable[[str], None]
+    places: Places,
+    child: "subprocess.Popen[bytes]",
+    timeout_ms: int,
+    say: Callable[[str], None],
+    former_pid: object,
 ) -> dict[str, Any]:
     told = False
     for waited_ms in polls(timeout_ms, step_ms=POLL_MS):
         status = status_or_none(places)
-        if status is not None and status.get("ready", True):
+        fresh = status is not None and status.get("daemon_pid", 0) != former_pid
+        if status is not None and fresh and status.get("ready", True):
             return status
         ended = child.poll()
         if ended is not None:

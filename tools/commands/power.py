@@ -15,10 +15,11 @@ from tools.session import ApfCommand, Session
 def up_command(session: Session, board: str, foreground: bool, timeout_s: int) -> None:
     """Start keeper and daemon, and wait until they are ready.
 
-    Up already with the same board is a success; with another board it is refused (3).
+    Up already with the same board is a success; with another board it is refused (3). Up, but
+    with a supervisor that has died, it gets another one, which replaces the daemon.
     """
     from firmware.board import BoardError, check_board
-    from tools.daemon import start_daemon, status_or_none
+    from tools.daemon import start_daemon, status_or_none, unsupervised
 
     places = session.places
     try:
@@ -29,10 +30,19 @@ def up_command(session: Session, board: str, foreground: bool, timeout_s: int) -
     status = status_or_none(places)
     if status is not None:
         _check_same(status, wanted.name)
+    if status is not None and not unsupervised(places, status):
         session.out.say(f"already up with board {wanted.name} (pid {status.get('daemon_pid')})")
     else:
+        former_pid = None if status is None else status.get("daemon_pid")
+        if status is not None:
+            session.out.say(f"nobody supervises the daemon (pid {former_pid}): it is replaced")
         status = start_daemon(
-            places, board, foreground=foreground, timeout_ms=timeout_s * 1000, say=session.out.say
+            places,
+            board,
+            foreground=foreground,
+            timeout_ms=timeout_s * 1000,
+            say=session.out.say,
+            former_pid=former_pid,
         )
         if foreground:
             return
