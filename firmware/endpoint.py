@@ -29,6 +29,7 @@ from protocol.apf import (
     decode,
     decode_header,
     encode,
+    encode_notice,
     hot_notice,
 )
 from protocol.errors import ProtocolError
@@ -178,7 +179,7 @@ class Endpoint:
 
     def notify(self, body: Body, *, urgent: bool = False) -> bool:
         """Send a notice; False when the line could not take it."""
-        data = encode(body, kind=Kind.NOTICE, message_id=self._take_id(), vendor_id=self._vendor_id)
+        data = encode_notice(body, message_id=self._take_id(), vendor_id=self._vendor_id)
         return self.link.send_message(data, tag=NOTICE_TAG, to=True, urgent=urgent)
 
     def abandon(self, text: str) -> None:

@@ -6,6 +6,7 @@ from protocol.apf.codec import (
     ApfMessage,
     decode,
     encode,
+    encode_notice,
     hot_notice,
 )
 from protocol.apf.fields import (
@@ -249,6 +250,7 @@ __all__ = [
     "decode_header",
     "encode",
     "encode_header",
+    "encode_notice",
     "hot_notice",
     "layout_text",
     "pack_bits",

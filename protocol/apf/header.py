@@ -15,6 +15,7 @@ from protocol.errors import ProtocolError
 MESSAGE_TYPE: Final = 0x7E  # DSP0236 table 3: vendor defined, PCI
 VENDOR_ID: Final = 0x4150  # "AP", until one is assigned; the board may set another
 MAX_MESSAGE_BYTES: Final = 8192
+MESSAGE_ID_OFFSET: Final = 7
 
 HEADER_WIRE: Final = cs.Struct(
     "type" / cs.Const(MESSAGE_TYPE, cs.Int8ub),

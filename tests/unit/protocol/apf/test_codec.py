@@ -41,6 +41,7 @@ from protocol.apf import (
     decode,
     decode_header,
     encode,
+    encode_notice,
     layout_text,
 )
 from protocol.errors import ProtocolError
@@ -67,6 +68,11 @@ def test_every_body_comes_back_as_it_went(
     assert type(message.body) is kind
     assert (message.kind, message.opcode, message.message_id) == (*key, message_id)
     assert encode(message.body, kind=key[0], message_id=message_id) == wire
+    if key[0] is Kind.NOTICE:
+        assert encode_notice(body, message_id=message_id) == wire
+    else:
+        with pytest.raises(ValueError, match="is not sent as NOTICE"):
+            encode_notice(body, message_id=message_id)
 
 
 @given(of_body(Refusal), IDS, st.integers(0, 2**16 - 1))
@@ -316,6 +322,9 @@ def test_what_we_must_not_send_is_a_value_error_of_ours(body: Body, kind: Kind) 
         ValueError, match=r"can't be encoded|is not sent as|a Refusal is|above the limit"
     ):
         encode(body, kind=kind, message_id=0)
+    if kind is Kind.NOTICE:
+        with pytest.raises(ValueError, match=r"can't be encoded"):
+            encode_notice(body, message_id=0)
 
 
 def test_words_for_people_are_cut_between_characters_not_refused() -> None:
