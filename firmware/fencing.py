@@ -156,7 +156,7 @@ class Fencing:
             if proof is not None:
                 self._finish_fence(cnm, proof.value)
             elif cnm.id not in self._switching and lease.power_fence:
-                self._switch(cnm, PowerAction.OFF)
+                self._switch(cnm, PowerAction.OFF)  # again when it is off: its answer is a reading
         self._arm(cnm)
 
     def _say_suspect(self, cnm: Cnm, why: str) -> None:
@@ -209,10 +209,11 @@ class Fencing:
         if cnm is not None:
             self._take_power(cnm, state)
 
-    def _take_power(self, cnm: Cnm, state: SlotState) -> None:
+    def _take_power(self, cnm: Cnm, state: SlotState, *, asked_ns: int | None = None) -> None:
+        """A change that was told, or what was read after `asked_ns`."""
         before, cnm.power = cnm.power, state
         cnm.lease.power_fence = state.fence is FenceKind.POWER
-        cnm.lease.on_power(state.power_good, self._loop.now_ns())
+        cnm.lease.on_power(state.power_good, self._loop.now_ns(), asked_ns=asked_ns)
         if before is None or before.power_good != state.power_good:
             word = "on" if state.power_good else "off"
             text = f"{cnm.id}: power is {word}" + (f" ({state.text})" if state.text else "")
@@ -262,6 +263,7 @@ class Fencing:
         if cnm.id in self._switching:
             return
         self._switching.add(cnm.id)
+        asked_ns = self._loop.now_ns()
         span_ns = POWER_ON_DEADLINE_NS if action is PowerAction.ON else POWER_DEADLINE_NS
 
         def done(result: SlotState | HalError) -> None:
@@ -283,7 +285,7 @@ class Fencing:
                 return
             if action is PowerAction.OFF:
                 self._off_failed.discard(cnm.id)
-            self._take_power(cnm, result)
+            self._take_power(cnm, result, asked_ns=asked_ns)
 
         request = PowerRequest(slot=cnm.config.slot, action=action)
-        self._power.submit(request, self._loop.now_ns() + span_ns, done)
+        self._power.submit(request, asked_ns + span_ns, done)

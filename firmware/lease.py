@@ -52,6 +52,7 @@ class CardLease:
         self._granted_ns = 0  # receipt of the last heartbeat that was granted
         self._heard_again = False  # since it became SUSPECT
         self._low_since_ns: int | None = None
+        self._low_asked_ns: int | None = None  # when the last reading was asked for that was low
 
     def restore(self, boot_id: bytes, now_ns: int) -> None:
         """Rule 11: a CNM that the journal calls granted is SUSPECT, W counts from now."""
@@ -79,7 +80,7 @@ class CardLease:
         self.boot_id = boot_id
         self.state = LeaseState.NEW
         self._heard_ns = now_ns
-        self._low_since_ns = None
+        self._low_since_ns = self._low_asked_ns = None
         self.proof = FenceProof.NEW_BOOT if had_lease else None
         return self.proof
 
@@ -147,13 +148,17 @@ class CardLease:
         assert self.state is LeaseState.SUSPECT
         self.state = LeaseState.FENCING
 
-    def on_power(self, power_good: bool, now_ns: int) -> None:
-        """A reading of power-good. Low proves nothing where power off is no fence: without
-        namespaces an instance may outlive its init, and only the wait is left."""
+    def on_power(self, power_good: bool, now_ns: int, *, asked_ns: int | None = None) -> None:
+        """A change of power-good, or a reading that was asked for at `asked_ns`. Low proves
+        nothing where power off is no fence: without namespaces an instance may outlive its init,
+        and only the wait is left."""
         if power_good or not self.power_fence:
-            self._low_since_ns = None
-        elif self._low_since_ns is None:
+            self._low_since_ns = self._low_asked_ns = None
+            return
+        if self._low_since_ns is None:
             self._low_since_ns = now_ns
+        if asked_ns is not None:
+            self._low_asked_ns = asked_ns
 
     def fenced_if_proven(self, now_ns: int, *, trust_wait: bool = True) -> FenceProof | None:
         """FENCING -> FENCED as soon as one of rule 9 holds; the proof at the change.
@@ -163,8 +168,7 @@ class CardLease:
         """
         if self.state is not LeaseState.FENCING:
             return None
-        low = self._low_since_ns
-        if low is not None and now_ns - low >= self.timing.off_hold_ms * MS:
+        if self._held_low():
             self.proof = FenceProof.POWER_LOW
         elif trust_wait and self._waited(now_ns):
             self.proof = FenceProof.WAITED
@@ -188,6 +192,14 @@ class CardLease:
         if self.state not in (LeaseState.LEASED, LeaseState.SUSPECT):
             return None
         return max(0, self.timing.lease_ms - (now_ns - self._granted_ns) // MS)
+
+    def _held_low(self) -> bool:
+        """Low for off_hold_ms, by a reading that was asked for at the end of it. That nobody has
+        told of its return is not enough: a daemon that is held up hears of that too late."""
+        since_ns, asked_ns = self._low_since_ns, self._low_asked_ns
+        if since_ns is None or asked_ns is None:
+            return False
+        return asked_ns - since_ns >= self.timing.off_hold_ms * MS
 
     def _waited(self, now_ns: int) -> bool:
         return now_ns - self._granted_ns >= self.timing.fence_wait_ms * MS

@@ -62,6 +62,9 @@ def test_rule_8_a_suspect_may_return_and_a_fence_can_not_be_taken_back() -> None
     assert lease.state is LeaseState.FENCING
 
 
+HOLD_NS = TIMING.off_hold_ms * MS
+
+
 def test_rule_9b_low_power_must_hold_for_off_hold_ms() -> None:
     lease = leased()
     lease.suspect_now()
@@ -69,8 +72,18 @@ def test_rule_9b_low_power_must_hold_for_off_hold_ms() -> None:
     lease.on_power(False, 10 * MS)
     lease.on_power(True, 50 * MS)
     lease.on_power(False, 60 * MS)
-    assert lease.fenced_if_proven(60 * MS + TIMING.off_hold_ms * MS - 1) is None
-    assert lease.fenced_if_proven(60 * MS + TIMING.off_hold_ms * MS) is FenceProof.POWER_LOW
+    lease.on_power(False, 300 * MS, asked_ns=60 * MS + HOLD_NS - 1)
+    assert lease.fenced_if_proven(300 * MS) is None
+    lease.on_power(False, 300 * MS, asked_ns=60 * MS + HOLD_NS)
+    assert lease.fenced_if_proven(300 * MS) is FenceProof.POWER_LOW
+
+
+def test_rule_9b_a_dip_whose_end_was_not_heard_of_yet_proves_nothing() -> None:
+    lease = leased()
+    lease.on_power(False, 10 * MS)
+    lease.suspect_now()
+    lease.begin_fence()
+    assert lease.fenced_if_proven(10 * MS + 20 * HOLD_NS, trust_wait=False) is None
 
 
 def test_rule_9c_without_power_only_the_wait_fences() -> None:
@@ -115,7 +128,8 @@ def test_a_journaled_fence_goes_on_after_a_restart() -> None:
     lease.restore_fencing(BOOT, 0)
     assert not lease.admit(BOOT, 1)
     lease.on_power(False, 2)
-    assert lease.fenced_if_proven(2 + TIMING.off_hold_ms * MS) is FenceProof.POWER_LOW
+    lease.on_power(False, 3 + HOLD_NS, asked_ns=2 + HOLD_NS)
+    assert lease.fenced_if_proven(3 + HOLD_NS) is FenceProof.POWER_LOW
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
@@ -142,7 +156,8 @@ def test_where_power_can_be_cut_the_wait_alone_is_not_enough() -> None:
     lease.begin_fence()
     assert lease.fenced_if_proven(W_NS, trust_wait=False) is None
     lease.on_power(False, W_NS)
-    low_ns = W_NS + TIMING.off_hold_ms * MS
+    low_ns = W_NS + HOLD_NS
+    lease.on_power(False, low_ns, asked_ns=low_ns)
     assert lease.fenced_if_proven(low_ns, trust_wait=False) is FenceProof.POWER_LOW
 
 
