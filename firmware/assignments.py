@@ -6,7 +6,11 @@ sent. What an instance is doing is never stored: it is derived from what its CNM
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self, TypeVar
+
+UUID_BYTES: Final = 16
+NUMBER_MAX: Final = (1 << 64) - 1  # as on the wire
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +26,14 @@ class Place:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError, ValueError."""
+        boot_id = bytes.fromhex(typed_of(value, "boot_id", str))
+        if len(boot_id) != UUID_BYTES:
+            raise ValueError(f"boot_id of {len(boot_id)} bytes, wanted {UUID_BYTES}")
         return cls(
-            cnm=value["cnm"],
-            boot_id=bytes.fromhex(value["boot_id"]),
-            generation=value["generation"],
+            cnm=typed_of(value, "cnm", str),
+            boot_id=boot_id,
+            generation=number_of(value, "generation"),
         )
 
 
@@ -42,7 +50,12 @@ class Ending:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(failed=value["failed"], status=value["status"], text=value["text"])
+        """Raises KeyError, TypeError."""
+        return cls(
+            failed=typed_of(value, "failed", bool),
+            status=typed_of(value, "status", int),
+            text=typed_of(value, "text", str),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +92,36 @@ class Assignment:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError, ValueError: a journal may be damaged."""
+        volumes = typed_of(value, "volumes", list)
+        if not all(type(name) is str for name in volumes):
+            raise TypeError(f"volumes is {volumes!r:.60}, wanted names")
         return cls(
-            instance=value["instance"],
-            workload=value["workload"],
-            component=value["component"],
-            index=value["index"],
+            instance=typed_of(value, "instance", str),
+            workload=typed_of(value, "workload", str),
+            component=typed_of(value, "component", str),
+            index=number_of(value, "index"),
             place=Place.from_json(value["place"]) if value["place"] else None,
             target=Place.from_json(value["target"]) if value["target"] else None,
-            why=value["why"],
-            restarts=value["restarts"],
+            why=typed_of(value, "why", str),
+            restarts=number_of(value, "restarts"),
             ending=Ending.from_json(value["ending"]) if value["ending"] else None,
-            volumes=tuple(value["volumes"]),
-            flushed=value["flushed"],
+            volumes=tuple(volumes),
+            flushed=number_of(value, "flushed"),
         )
+
+
+def typed_of(record: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """Raises KeyError, TypeError."""
+    value = record[name]
+    if type(value) is not kind:
+        raise TypeError(f"{name} is {value!r:.60}, wanted {kind.__name__}")
+    return value
+
+
+def number_of(record: Mapping[str, Any], name: str) -> int:
+    """Raises KeyError, TypeError, ValueError."""
+    value = typed_of(record, name, int)
+    if not 0 <= value <= NUMBER_MAX:
+        raise ValueError(f"{name} is {value!r:.60}, wanted 0..{NUMBER_MAX}")
+    return value

@@ -14,11 +14,17 @@ from firmware.assignments import Assignment
 from firmware.events import EventCode, EventLog
 from firmware.inventory import Cnm
 from firmware.journal import Change, Journal, JournalError, Kind
+from firmware.journal_records import (
+    GENERATION_KEY,
+    check_the_rest,
+    read_assignments,
+    read_generation,
+    read_workloads,
+)
 from firmware.lease import LeaseState
 from firmware.loop import MS, Loop
 from firmware.workload import Workload
 
-GENERATION_KEY: Final = "generation"
 REFUSED_REST_NS: Final = 500 * MS  # before what the store refused is decided again
 
 
@@ -51,17 +57,15 @@ class Decisions:
 
     def load(self) -> None:
         """Read the journal's image, after `Journal.load`. Raises JournalError."""
-        for name, record in self.journal.items(Kind.WORKLOAD).items():
-            document: Any = record["workload"]
-            self.workloads[name] = WorkloadDecision(
-                workload=Workload.from_json(document), deleted=bool(record.get("deleted"))
-            )
-        for record in self.journal.items(Kind.ASSIGNMENT).values():
-            self._take(Assignment.from_json(record))
-        value: Any = (self.journal.get(Kind.META, GENERATION_KEY) or {}).get("value", 0)
+        check_the_rest(self.journal)
+        for name, (workload, deleted) in read_workloads(self.journal).items():
+            self.workloads[name] = WorkloadDecision(workload=workload, deleted=deleted)
+        for assignment in read_assignments(self.journal).values():
+            self._take(assignment)
         places = [a.place for a in self.assignments.values()]
         places += [a.target for a in self.assignments.values()]
-        self._generation = max([value, *(place.generation for place in places if place)])
+        given = [place.generation for place in places if place]
+        self._generation = max([read_generation(self.journal), *given])
 
     def begin_epoch(self, fresh_uuid: bytes, done: Callable[[JournalError | None], None]) -> None:
         """Epoch + 1 is on disk before any frame leaves the card (rule 2)."""
