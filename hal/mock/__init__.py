@@ -20,6 +20,7 @@ SHA-256 is the same for the same seed, also under another PYTHONHASHSEED.
     runtime.py   instances as models               start refused or slow, hang on TERM, slow death,
                                                    leak to OOM, early exit
     node.py      clocks                            drift, steps of the wall clock, a stopped node
+    unix_server.py  local listening sockets        no descriptor left for a connection
 
 What it does not model, so nothing that passes here is proof of it: CPU time (a handler takes no
 virtual time; a slow handler never shows as a late timer), true parallelism (one loop runs at a

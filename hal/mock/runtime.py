@@ -64,7 +64,8 @@ class MockRuntime:
                 return Unavailable(f"{self._name}: start of {spec.key!r}: {why}")
             return self._start(spec, on_exit)
 
-        duration_ns = 0 if problem is not None else behaviour.start_ns + self.slow_ns
+        start_ns = behaviour.start_ns * self._slot.slowness + self.slow_ns
+        duration_ns = 0 if problem is not None else start_ns
         run_later(self._node, duration_ns, deadline_ns, work, finish)
 
     def signal(self, key: str, signal: int) -> None:

@@ -35,10 +35,12 @@ class _Half:
         self.all_ones = False  # reads give ones: the reader's own path is gone (fault P3)
         self.flip_writes: list[int] = []  # bytes from the start of coming writes to turn over
         self.writes = 0
+        self.lost_writes = 0
 
     def store(self, offset: int, data: Buffer) -> None:
         self.writes += 1
         if self.cut:
+            self.lost_writes += 1
             return
         length = len(data)
         self.view[offset : offset + length] = data
@@ -179,6 +181,7 @@ class MockWindowPair:
         self.lose_rings = 0  # so many of the next rings are lost
         self.lose_share = 0.0  # of the others, by lot
         self.lost = 0
+        self.stormed = 0  # rings out of nowhere that have reached somebody
         self._rng = kernel.rng(f"{name} ring")
         self._bells: dict[str, MockDoorbell] = {}
         self._gone: set[str] = set()
@@ -236,6 +239,7 @@ class MockWindowPair:
         def blow() -> None:
             if left[0] > 0:
                 left[0] -= 1
+                self.stormed += side in self._bells
                 self._deliver(side)
                 self.kernel.after(period_ns, blow)
 
@@ -245,6 +249,11 @@ class MockWindowPair:
         self.kernel.note(self.name, "storm", f"{side} {count}")
         self.kernel.after(period_ns, blow)
         return stop
+
+    def unheard(self, side: str) -> int:
+        """Rings that reached this side and that nobody has cleared yet."""
+        bell = self._bells.get(side)
+        return 0 if bell is None else bell.rung
 
     # --- for the bells ---
 

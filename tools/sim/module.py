@@ -67,6 +67,11 @@ class SimModule:
             Slot(kernel, slot=slot.slot, cnm_id=slot.id, program=f"init.{slot.id}")
         )
         self.hello: dict[str, Any] = {}  # fields of the MC's hello that lie
+        self.spawner: MockSpawner | None = None  # of the init that runs
+        self.cannot_spawn: str | None = None  # why no agent can be started (fault E6)
+        self.at_boot: Callable[[Init], None] | None = None  # what a fault bends in each new init
+        # what becomes of an exception that leaves a handler: False raises it out of the world
+        self.on_fault: Callable[[str, BaseException], bool] = lambda _node, _exc: False
         self.busy_milli = 0  # what all of the module uses, as its telemetry says
         self.init: Init | None = None
         self.agent: Agent | None = None
@@ -118,11 +123,12 @@ class SimModule:
 
     def _init_program(self, launch: Launch) -> None:
         node, slot = launch.node, self.slot
-        loop = Loop(node.clock)
+        loop = Loop(node.clock, on_fault=lambda exc: self.on_fault(node.name, exc))
         launch.kernel.attach(node.name, loop)
-        spawner = MockSpawner(node, slot)
+        spawner = self.spawner = MockSpawner(node, slot)
 
         def start_agent(on_exit: Callable[[int], None]) -> tuple[ByteStream, Process]:
+            spawner.refuse = self.cannot_spawn
             stream, fd = spawner.stream_pair()
             spec = ProcessSpec(argv=["python", f"agent.{self.id}"], pass_fds=(fd,))
             return stream, spawner.spawn(spec, on_exit)
@@ -152,6 +158,8 @@ class SimModule:
             ),
         )
         self._bend_hello(init)
+        if self.at_boot is not None:
+            self.at_boot(init)
         launch.on_signal = lambda _number: init.stop(lambda: launch.exit(0))
         init.start()
 
@@ -171,7 +179,7 @@ class SimModule:
 
     def _agent_program(self, launch: Launch) -> None:
         node, disk = launch.node, self.slot.disk
-        loop = Loop(node.clock)
+        loop = Loop(node.clock, on_fault=lambda exc: self.on_fault(node.name, exc))
         launch.kernel.attach(node.name, loop)
         self.agents += 1
         self.agent = build_agent(

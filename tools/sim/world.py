@@ -20,10 +20,14 @@ from firmware.api import Api
 from firmware.board import load_board
 from firmware.board_types import Board
 from firmware.card import Card, CardPorts
+from firmware.control_socket import ControlSocket
+from firmware.journal import JournalError
 from firmware.lease import LeaseState
 from firmware.loop import Loop
-from firmware.rpc import Dispatcher, MethodTable, Role
+from firmware.rpc import Dispatcher, MethodTable, Role, RolePolicy
+from firmware.supervision import SupervisionTiming
 from firmware.workload import Component, Workload, instance_name
+from hal.errors import HalError
 from hal.mock.blobs import MockBlobs
 from hal.mock.disk import Disk
 from hal.mock.entropy import MockEntropy
@@ -31,13 +35,16 @@ from hal.mock.journal import MockJournal
 from hal.mock.kernel import VirtualKernel
 from hal.mock.power import MockPower
 from hal.mock.program import Launch
+from hal.mock.unix_server import MockUnixSocket
 from hal.service_ports import PeerCredentials
 from tools.sim.judge import Judge
 from tools.sim.module import SimModule
 
 SECOND: Final = 1_000_000_000
 EXIT_START_FAILED: Final = 3  # firmware.app's
+EXIT_CRASHED: Final = 1  # Python's, after an exception that nobody has caught
 RESTART_NS: Final = 500_000_000  # the supervisor's back-off after that
+CRASH_RESTART_NS: Final = SupervisionTiming().restart_delay_ns
 STEPS_WITHOUT_TIME: Final = 20_000  # a loop that runs hot shows at once
 LOOK_NS: Final = 20_000_000  # between two looks at whether the card is at rest
 CALM_LOOK_NS: Final = 200_000_000
@@ -63,6 +70,11 @@ class Operator:
     def on_close(self, call: Callable[[], None]) -> None: ...
 
 
+class Crash(Exception):
+    """What a fault throws into a handler of the daemon (D2): it ends of it, as firmware.app does.
+    Any other exception is a bug, and ends the run."""
+
+
 class RpcFailure(Exception):
     """The daemon refused a request; `code` is its stable word."""
 
@@ -86,15 +98,18 @@ class World:
         self.modules = {
             slot.id: SimModule(self.kernel, self.board, slot) for slot in self.board.slots
         }
-        self.judge = Judge(self.kernel, self.disk, self.components)
-        self.judge.capacity = {
-            slot.id: (slot.module.cores_milli, slot.module.memory_bytes)
-            for slot in self.board.slots
-        }
+        self.judge = Judge(self.kernel, self.disk, self.components, self.board)
+        self.judge.card = lambda: self.card_or_none
+        self.judge.control = lambda: self.control
+        self.judge.modules = self.modules
+        for module in self.modules.values():
+            module.on_fault = self.judge.unhandled
         self.card_or_none: Card | None = None
         self.daemons = 0  # ever started
         self.start_error: str | None = None
         self.events: list[Any] = []  # of all daemons, in order
+        self.socket = MockUnixSocket(self.kernel, "apf.sock")
+        self.control: ControlSocket | None = None  # of the daemon that runs
         self._dispatcher: Dispatcher | None = None
         self.kernel.register_program(PROGRAM, self._daemon)
 
@@ -133,16 +148,17 @@ class World:
     def _daemon(self, launch: Launch) -> None:
         """What firmware.app does, over the mock."""
         node = launch.node
-        loop = Loop(node.clock)
+        loop = Loop(node.clock, on_fault=lambda exc: self._crashed(launch, exc))
         launch.kernel.attach(node.name, loop)
         self.daemons += 1
+        self.judge.daemon_starts()
         card = Card(
             self.board,
             loop,
             CardPorts(
                 entropy=MockEntropy(node),
                 power=MockPower(node),
-                journal=MockJournal(node, self.disk),
+                journal=self.judge.store(MockJournal(node, self.disk)),
                 blobs=MockBlobs(node, self.disk),
                 host=None,  # a card of hardware: pids are those of its modules
                 slots={name: module.ports(node) for name, module in self.modules.items()},
@@ -153,7 +169,10 @@ class World:
         )
         table = MethodTable()
         Api(card, pids=dict).register(table)
-        self._dispatcher = Dispatcher(table)
+        dispatcher = self._dispatcher = self.judge.dispatcher(table)
+        control = self.control = ControlSocket(
+            loop, self.socket.listen(node), dispatcher, RolePolicy(admin_uids=frozenset({0}))
+        )
         self.card_or_none = card
         self.start_error = None
         subscription = card.events.subscribe(0, self._on_event)
@@ -164,14 +183,30 @@ class World:
                 self.start_error = str(error)
                 launch.exit(EXIT_START_FAILED)
                 self._stopped()
-                self.kernel.after(RESTART_NS, self._start_again)
+                self.kernel.after(RESTART_NS, self.start_daemon)
                 return
-            self.judge.links = [end.link for cnm in card.inventory for end in (cnm.mc, cnm.agent)]
+            control.start()
+            self.judge.daemon_is_up()
 
-        loop.post(lambda: card.start(started))
+        def start() -> None:
+            try:
+                card.start(started)
+            except (HalError, JournalError) as exc:  # as firmware.app: a journal it can't read
+                started(exc)
+
+        loop.post(start)
+
+    def _crashed(self, launch: Launch, exc: BaseException) -> bool:
+        if not isinstance(exc, Crash):
+            return self.judge.unhandled(launch.node.name, exc)
+        launch.exit(EXIT_CRASHED)
+        self._stopped()
+        self.kernel.after(CRASH_RESTART_NS, self.start_daemon)
+        return True
 
     def _on_event(self, event: Any) -> bool:
         self.events.append(event)
+        self.judge.event(event)
         return True
 
     def start_daemon(self) -> None:
@@ -185,12 +220,7 @@ class World:
         self._stopped()
 
     def _stopped(self) -> None:
-        self.card_or_none = self._dispatcher = None
-        self.judge.links = []
-
-    def _start_again(self) -> None:
-        if DAEMON not in self.kernel.programs.running:
-            self.start_daemon()
+        self.card_or_none = self.control = self._dispatcher = None
 
     def restart_daemon(self, after_s: float = 0.3) -> None:
         """Killed now, and started by its supervisor a little later."""

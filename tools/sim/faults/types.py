@@ -62,3 +62,55 @@ class Fault:
     def __post_init__(self) -> None:
         if (self.inject is None) != bool(self.not_modelled):
             raise ValueError(f"{self.id}: either an injector or why there is none")
+
+
+def nothing() -> None:
+    """How a one-shot is healed."""
+
+
+def latched(look: Callable[[], bool]) -> Callable[[], bool]:
+    """Evidence that stays true once it was, whoever dies afterwards."""
+    found = False
+
+    def seen() -> bool:
+        nonlocal found
+        found = found or look()
+        return found
+
+    return seen
+
+
+def injection(
+    site: Site,
+    fault_id: str,
+    text: str,
+    seen: Callable[[], bool],
+    *,
+    cnm: str | None = None,
+    heal: Callable[[], None] = nothing,
+    lasts_ns: int = 0,
+) -> Injection:
+    """One that begins now. `heal` is called once, however often it is asked for; `seen` is
+    latched."""
+    healed = False
+
+    def heal_once() -> None:
+        nonlocal healed
+        if not healed:
+            healed = True
+            heal()
+
+    return Injection(
+        id=fault_id,
+        cnm=cnm,
+        at_ns=site.world.kernel.now_ns,
+        text=text,
+        heal=heal_once,
+        lasts_ns=lasts_ns,
+        seen=latched(seen),
+    )
+
+
+def span_ns(site: Site, least_s: float, most_s: float) -> int:
+    """A time to last, drawn so that short ones are as likely as long ones."""
+    return int(least_s * SECOND * (most_s / least_s) ** site.rng.random())

@@ -1,0 +1,234 @@
+"""E1 to E6: heat, rails, sensors, fans, memory and descriptors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from hal.mock.instance import MockInstance
+from hal.ports import ExitReason, InstanceExit
+from protocol.apf import Telemetry
+from protocol.apf.telemetry import TELEMETRY_FIELDS
+from tools.sim.faults.evidence import (
+    agent_endpoint,
+    cnm_of,
+    drawn_module,
+    events_since,
+    said,
+)
+from tools.sim.faults.northbound import Client
+from tools.sim.faults.types import MS, Fault, Injection, Site, injection, span_ns
+from tools.sim.module import SimModule
+from tools.sim.world import DAEMON
+
+HOT_MDEGC: Final = 115_000
+TRIP_REPORTS: Final = 3  # telemetry reports between the heat and the trip
+SENSORS: Final[tuple[dict[str, int | None], ...]] = (
+    {"temp_mdegc": (1 << 31) - 1},
+    {"temp_mdegc": -(1 << 31)},
+    {"cpu_milli": 0xFFFF_FFFF, "memory_bytes": (1 << 64) - 1},
+    {"power_mw": 0xFFFF_FFFF, "nvme_bytes": (1 << 64) - 1},
+    {"cpu_milli": None, "memory_bytes": None, "nvme_bytes": None},
+    {"temp_mdegc": 42_000, "cpu_milli": 1_234},  # stuck
+)
+
+
+def lie(module: SimModule, readings: Mapping[str, int | None]) -> Callable[[], None]:
+    """Its telemetry shows these readings (None: could not be read), over its boots too, until the
+    result is called."""
+    on = True
+
+    def bend(init: Any) -> None:
+        honest = init.endpoint.notify
+
+        def notify(body: Any, *, urgent: bool = False) -> bool:
+            if on and isinstance(body, Telemetry):
+                shown = {name: body.reading(name) for name in TELEMETRY_FIELDS} | dict(readings)
+                body = Telemetry.of(boot_id=body.boot_id, seq=body.seq, **shown)
+            return bool(honest(body, urgent=urgent))
+
+        init.endpoint.notify = notify
+
+    def end() -> None:
+        nonlocal on
+        on = False
+        if module.at_boot is bend:
+            module.at_boot = None
+
+    if module.init is not None:
+        bend(module.init)
+    if module.at_boot is None:
+        module.at_boot = bend
+    return end
+
+
+def shows(site: Site, module: SimModule, readings: Mapping[str, int | None]) -> Callable[[], bool]:
+    """Has the card taken these readings for true?"""
+
+    def look() -> bool:
+        cnm = cnm_of(site.world, module)
+        report = cnm.telemetry if cnm is not None else None
+        return report is not None and all(
+            report.reading(name) == value for name, value in readings.items()
+        )
+
+    return look
+
+
+def _trip(site: Site) -> Injection | None:
+    """It says that it is hot, and soon afterwards its own protection cuts its power."""
+    module = drawn_module(site)
+    if module is None:
+        return None
+    world = site.world
+    hot = said(world, "cnm.temperature", cnm=module.id)
+    later = events_since(world)
+    end = lie(module, {"temp_mdegc": HOT_MDEGC})
+    period_ns = world.board.timing.telemetry_ms * MS
+
+    def trip() -> None:
+        end()
+        module.slot.lose_power()
+
+    world.kernel.after(TRIP_REPORTS * period_ns, trip)
+    return injection(
+        site,
+        "E1",
+        f"{module.id}: hot, and trips",
+        lambda: hot() and bool(later("cnm.power", "cnm.booted", cnm=module.id)),
+        cnm=module.id,
+    )
+
+
+def _brown_out(site: Site) -> Injection | None:
+    """Power-good goes low, and comes back only when the card switches the slot on again."""
+    module = site.module()
+    if not module.slot.power_good:
+        return None
+    evidence = said(site.world, "cnm.power", "cnm.booted", cnm=module.id)
+    slow_ns, module.slot.on_ns = module.slot.on_ns, span_ns(site, 0.02, 2.0)
+    module.slot.lose_power()
+
+    def heal() -> None:
+        module.slot.on_ns = slow_ns
+
+    return injection(
+        site,
+        "E2",
+        f"{module.id}: a rail browns out",
+        evidence,
+        cnm=module.id,
+        heal=heal,
+        lasts_ns=span_ns(site, 1.0, 5.0),
+    )
+
+
+def _sensor(site: Site) -> Injection | None:
+    module = drawn_module(site)
+    if module is None:
+        return None
+    readings = site.rng.choice(SENSORS)
+    return injection(
+        site,
+        "E3",
+        f"{module.id}: its sensors show {readings}",
+        shows(site, module, readings),
+        cnm=module.id,
+        heal=lie(module, readings),
+        lasts_ns=span_ns(site, 2.5, 30.0),
+    )
+
+
+def _restarted(site: Site) -> list[tuple[SimModule, str, MockInstance]]:
+    """What runs and is started again when it dies."""
+    world = site.world
+    found = []
+    for _, module in sorted(world.modules.items()):
+        for _, one in sorted(module.slot.instances.items()):
+            name = one.spec.env["APF_INSTANCE"]
+            component = world.components.get(name)
+            if one.alive and component is not None and component.restart.policy == "always":
+                found.append((module, name, one))
+    return found
+
+
+def _out_of_memory(site: Site) -> Injection | None:
+    candidates = _restarted(site)
+    if not candidates:
+        return None
+    module, name, one = site.rng.choice(candidates)
+    later = events_since(site.world)
+    one.end(InstanceExit(reason=ExitReason.OOM_KILLED, status=9, text="memory ran out"))
+    return injection(
+        site,
+        "E5",
+        f"{module.id}: {name} is killed, memory runs out",
+        lambda: any(
+            event.instance == name
+            for event in later("instance.exited", "instance.restarting", "instance.running")
+        ),
+        cnm=module.id,
+    )
+
+
+def _no_descriptors(site: Site) -> Injection | None:
+    """Of the daemon: nobody can connect. Of a module: its agent dies and can't be started."""
+    if site.rng.random() < 0.5:
+        return _deaf_daemon(site)
+    module = drawn_module(site)
+    if module is None or module.cannot_spawn or agent_endpoint(module) is None:
+        return None
+    agents, lines = module.agents, len(module.log)
+    module.cannot_spawn = "too many open files"
+    site.world.kernel.kill(module.agent_node)
+
+    def heal() -> None:
+        module.cannot_spawn = None
+
+    return injection(
+        site,
+        "E6",
+        f"{module.id}: no descriptor for a new agent",
+        lambda: (
+            module.agents == agents and any("open files" in line for line in module.log[lines:])
+        ),
+        cnm=module.id,
+        heal=heal,
+        lasts_ns=span_ns(site, 0.3, 10.0),
+    )
+
+
+def _deaf_daemon(site: Site) -> Injection | None:
+    world = site.world
+    control = world.control
+    if control is None or world.card_or_none is None or not world.card.ready:
+        return None
+    counters, before = control.counters, control.counters["no_descriptor"]
+    world.socket.no_descriptors = True
+    client = Client(world)
+
+    def heal() -> None:
+        world.socket.no_descriptors = False
+        client.close()
+
+    return injection(
+        site,
+        "E6",
+        f"no descriptor for a connection to the {DAEMON}",
+        lambda: counters["no_descriptor"] > before,
+        heal=heal,
+        lasts_ns=span_ns(site, 0.3, 20.0),
+    )
+
+
+ENVIRONMENT_FAULTS: Final = (
+    Fault(id="E1", text="a module is too hot and trips", inject=_trip),
+    Fault(id="E2", text="a rail browns out", inject=_brown_out),
+    Fault(id="E3", text="a sensor is stuck, out of range, or gives no reading", inject=_sensor),
+    Fault(
+        id="E4",
+        text="a fan fails",
+        inject=None,
+        not_modelled="there is no fan firmware yet",
+    ),
+    Fault(id="E5", text="memory runs out", inject=_out_of_memory),
+    Fault(id="E6", text="descriptors run out", inject=_no_descriptors),
+)
