@@ -19,6 +19,7 @@ from tools.sim.run import Found, Outcome
 
 SEED_LIMIT_S: Final = 900.0  # of real time, for one seed
 JOBS_MOST: Final = 256
+LOOK_S: Final = 1.0  # at least so often at the clock
 JOIN_S: Final = 5.0
 
 
@@ -43,6 +44,7 @@ def run_all(
     clock: Clock,
     jobs: int = 0,
     limit_s: float = SEED_LIMIT_S,
+    look_s: float = LOOK_S,
 ) -> Iterator[Outcome]:
     """The outcomes as they come, in any order; one for each seed. `jobs` 0: one a core."""
     waiting = iter(seeds)
@@ -63,7 +65,7 @@ def run_all(
                     worker = workers[index] = _start(context, run)
                 _next(worker, waiting, clock)
             busy = [worker for worker in workers if worker.seed is not None]
-            wait([end for one in busy for end in (one.pipe, one.process.sentinel)], timeout=1.0)
+            wait([end for one in busy for end in (one.pipe, one.process.sentinel)], timeout=look_s)
     finally:
         for worker in workers:
             _end(worker)
