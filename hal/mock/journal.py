@@ -105,9 +105,7 @@ class MockJournal:
         self._waiting.clear()
         self._disk.journal.unsynced.extend(batch for batch, _ in self._syncing)
         incarnation = self._node.incarnation
-        self._kernel.push(
-            self._kernel.now_ns + self._disk.sync_ns, lambda: self._synced(incarnation)
-        )
+        self._kernel.after(self._disk.sync_ns, lambda: self._synced(incarnation))
 
     def _synced(self, incarnation: int) -> None:
         disk = self._disk

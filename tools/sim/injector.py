@@ -61,7 +61,7 @@ class Injector:
             heapq.heappush(self._heals, (heal_ns, len(self._all), watched))
         else:
             watched.healed_ns = injection.at_ns
-        self._world.judge.injected(injection)  # type: ignore[arg-type]
+        self._world.judge.injected(injection)
         self._look_later(watched, 0)
         return injection
 

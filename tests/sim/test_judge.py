@@ -1,0 +1,621 @@
+"""The judge bites: each invariant is broken on purpose, in the models, and is named.
+
+Nothing of the firmware is changed here; what a bug of it would do to the world is done by hand.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from firmware.loop import MS
+from hal.errors import StoreFull
+from hal.mock.disk import Disk
+from hal.mock.instance import Behaviour, MockInstance
+from hal.mock.journal import MockJournal
+from hal.mock.kernel import VirtualKernel
+from hal.ports import ExitReason, InstanceExit, InstanceSpec, JournalRecord
+from tools.sim.documents import component, workload
+from tools.sim.invariants.names import Invariant, Violation
+from tools.sim.invariants.repeat import check_repeats
+from tools.sim.invariants.rest import RECOVERY_NS
+from tools.sim.invariants.spread import AFTER_NS
+from tools.sim.invariants.stored import Stored
+from tools.sim.invariants.told import SILENT_MOST
+from tools.sim.world import SECOND, World
+
+WEB = "shop/web/0"
+
+
+@pytest.fixture
+def world() -> World:
+    found = World(seed=5)
+    found.boot()
+    found.submit(workload("shop", component(replicas=2)))
+    found.settle()
+    return found
+
+
+def broken(call: Callable[[], object]) -> str:
+    """The name of the invariant that it breaks."""
+    with pytest.raises(Violation) as caught:
+        call()
+    violation = caught.value
+    assert str(violation).startswith(f"{violation.invariant}: {violation.text}")
+    return violation.invariant
+
+
+def start(world: World, instance: str, generation: int, cnm: str) -> MockInstance:
+    """Something starts an instance on a module, whoever has decided that."""
+    slot = world.modules[cnm].slot
+    key = f"x{len(slot.instances)}.{generation}"
+    spec = InstanceSpec(key=key, argv=("web",), env={"APF_INSTANCE": instance})
+    one = MockInstance(
+        world.kernel,
+        spec,
+        Behaviour(),
+        place=cnm,
+        pid=world.kernel.programs.next_pid(),
+        cgroup="/x",
+        on_exit=lambda _end: None,
+    )
+    slot.instances[key] = one
+    return one
+
+
+def write(world: World, *records: tuple[str, str, dict[str, Any] | None]) -> None:
+    """A batch of decisions gets to the card's disk."""
+    world.disk.journal.commit(
+        tuple(
+            JournalRecord(
+                kind=kind, key=key, value=None if value is None else json.dumps(value).encode()
+            )
+            for kind, key, value in records
+        )
+    )
+
+
+def on_disk(world: World, kind: str, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(world.disk.journal.durable[kind, key])
+    return found
+
+
+def other_than(world: World, cnm: str) -> str:
+    return next(name for name in world.modules if name != cnm)
+
+
+# --- I1: nothing is lost ---
+
+
+def test_a_workload_that_was_accepted_and_is_gone_from_the_disk_is_lost(world: World) -> None:
+    assert broken(lambda: write(world, ("workload", "shop", None))) == Invariant.LOST
+
+
+def test_a_workload_that_is_marked_as_deleted_unasked_is_lost(world: World) -> None:
+    record = on_disk(world, "workload", "shop") | {"deleted": True}
+    assert broken(lambda: write(world, ("workload", "shop", record))) == Invariant.LOST
+
+
+def test_a_workload_that_the_disk_holds_with_fewer_replicas_is_lost(world: World) -> None:
+    record = on_disk(world, "workload", "shop")
+    record["workload"]["components"][0]["replicas"] = 1
+    assert broken(lambda: write(world, ("workload", "shop", record))) == Invariant.LOST
+
+
+def test_an_assignment_of_what_is_wanted_must_not_vanish(world: World) -> None:
+    assert broken(lambda: write(world, ("assignment", WEB, None))) == Invariant.LOST
+
+
+def test_what_was_asked_to_be_removed_may_go(world: World) -> None:
+    world.remove("shop")
+    world.settle()
+    assert world.running() == {}
+    world.judge.finish()
+
+
+def test_what_always_restarts_must_not_count_as_ended(world: World) -> None:
+    cnm = world.where(WEB)
+    assert cnm is not None
+    next(one for one in world.modules[cnm].slot.instances.values() if one.alive).power_lost()
+    lost = next(name for name in ("shop/web/0", "shop/web/1") if name not in world.running())
+    record = on_disk(world, "assignment", lost)
+    record["ending"] = {"failed": False, "status": 0, "text": "done"}
+    write(world, ("assignment", lost, record))
+    assert broken(world.judge.rest.why_not) == Invariant.LOST
+
+
+def test_what_was_killed_must_not_count_as_ended_by_itself() -> None:
+    world = World(seed=6)
+    world.boot()
+    world.submit(workload("shop", component(restart={"policy": "no"})))
+    world.settle()
+    cnm = world.where(WEB)
+    assert cnm is not None
+    one = next(one for one in world.modules[cnm].slot.instances.values() if one.alive)
+    one.end(InstanceExit(reason=ExitReason.SIGNALED, status=9))
+    record = on_disk(world, "assignment", WEB)
+    record["ending"] = {"failed": True, "status": 9, "text": "killed"}
+    write(world, ("assignment", WEB, record))
+    assert broken(world.judge.rest.why_not) == Invariant.LOST
+
+
+def test_what_ends_by_itself_and_is_not_to_be_restarted_is_at_rest() -> None:
+    world = World(seed=6)
+    world.kernel.behaviours.add("web", Behaviour(runs_ns=SECOND))
+    world.boot()
+    world.submit(workload("shop", component(restart={"policy": "no"})))
+    world.settle()
+    assert world.running() == {}
+    assert world.judge.rest.why_not() == ""
+
+
+def test_what_waits_beside_room_waits_for_nothing(world: World) -> None:
+    record = on_disk(world, "assignment", WEB) | {"place": None}
+    cnm, _, _ = world.running()[WEB]
+    for one in world.modules[cnm].slot.instances.values():
+        if one.alive and one.spec.env["APF_INSTANCE"] == WEB:
+            one.power_lost()
+    write(world, ("assignment", WEB, record))
+    assert "does not run" in world.judge.rest.why_not()
+    assert broken(world.judge.rest.waits_beside_room) == Invariant.WAITS
+
+
+def test_what_no_module_has_room_for_may_wait() -> None:
+    world = World(seed=7, slots=1)
+    most = world.board.slots[0].module.cores_milli
+    world.boot()
+    world.submit(workload("shop", component(resources={"cpu_milli": most * 6 // 10}, replicas=2)))
+    world.settle()
+    assert len(world.running()) == 1
+    assert world.judge.rest.why_not() == ""
+    world.judge.rest.waits_beside_room()
+
+
+# --- I2: never two, never undecided ---
+
+
+def test_a_second_copy_is_seen_at_once(world: World) -> None:
+    cnm, generation, _ = world.running()[WEB]
+    other = other_than(world, cnm)
+    assert broken(lambda: start(world, WEB, generation, other)) == Invariant.TWO_COPIES
+
+
+def test_a_generation_starts_once(world: World) -> None:
+    cnm, generation, _ = world.running()[WEB]
+    world.modules[cnm].slot.lose_power()
+    other = other_than(world, cnm)
+    assert broken(lambda: start(world, WEB, generation, other)) == Invariant.TWICE
+
+
+def test_a_lower_generation_never_follows_a_higher_one(world: World) -> None:
+    cnm, generation, _ = world.running()[WEB]
+    world.modules[cnm].slot.lose_power()
+    assert broken(lambda: start(world, WEB, generation - 1, cnm)) == Invariant.LOWER
+
+
+def test_what_starts_was_decided_on_disk(world: World) -> None:
+    cnm, generation, _ = world.running()[WEB]
+    world.modules[cnm].slot.lose_power()
+    assert broken(lambda: start(world, WEB, generation + 100, cnm)) == Invariant.UNDECIDED
+
+
+# --- I3: room ---
+
+
+def big(world: World, **resources: int) -> str:
+    """A decision about something large is on the disk; its instance."""
+    document = workload("big", component("hog", resources=resources))
+    write(world, ("workload", "big", {"v": 1, "workload": document}))
+    return "big/hog/0"
+
+
+@pytest.mark.parametrize(
+    ("name", "amount"),
+    [
+        ("cpu_milli", 10**6),
+        ("memory_bytes", 1 << 50),
+        ("nvme_bytes", 1 << 50),
+        ("link_mbit", 10**7),
+    ],
+)
+def test_what_runs_must_fit(world: World, name: str, amount: int) -> None:
+    instance = big(world, **{name: amount})
+    cnm = next(iter(world.modules))
+    record = on_disk(world, "assignment", WEB) | {"instance": instance, "ending": {"failed": False}}
+    record["place"] = {"cnm": cnm, "boot_id": "", "generation": 900}
+    write(world, ("assignment", instance, record))  # ended: it books nothing
+    assert broken(lambda: start(world, instance, 900, cnm)) == Invariant.OVERCOMMIT
+
+
+def test_what_is_decided_must_fit_the_target_of_a_move_too(world: World) -> None:
+    record = on_disk(world, "assignment", WEB)
+    cnm = record["place"]["cnm"]
+    other = other_than(world, cnm)
+    module = next(slot.module for slot in world.board.slots if slot.id == other)
+    instance = big(world, cpu_milli=module.cores_milli)
+    hog = record | {"instance": instance}
+    hog["place"] = {"cnm": other, "boot_id": "", "generation": 900}
+    moving = record | {"target": {"cnm": other, "boot_id": "", "generation": 901}}
+    write(world, ("assignment", "shop/web/1", record | {"place": None, "target": None}))
+    write(world, ("assignment", instance, hog))
+    assert broken(lambda: write(world, ("assignment", WEB, moving))) == Invariant.OVERBOOKED
+
+
+def test_a_device_is_not_given_out_twice(world: World) -> None:
+    with_gpu = [slot for slot in world.board.slots if slot.module.accelerators]
+    pool = with_gpu[0].module.accelerators[0]
+    wants = {"kind": pool.kind, "count": 1, "milli": 600}
+    names = [f"g{number}" for number in range(2 * pool.count)]
+    for name in names:
+        document = workload(name, component("net", resources={"accelerators": [wants]}))
+        write(world, ("workload", name, {"v": 1, "workload": document}))
+
+    def book_all() -> None:
+        for number, name in enumerate(names):
+            record = on_disk(world, "assignment", WEB) | {"instance": f"{name}/net/0"}
+            place = {"cnm": with_gpu[0].id, "boot_id": "", "generation": 900 + number}
+            write(world, ("assignment", f"{name}/net/0", record | {"place": place}))
+
+    assert broken(book_all) == Invariant.OVERBOOKED
+
+
+# --- I4: the journal ---
+
+
+def test_a_record_that_was_acknowledged_and_is_gone_is_missed(world: World) -> None:
+    world.kill_daemon()
+    del world.disk.journal.durable["assignment", WEB]
+    world.start_daemon()
+    assert broken(lambda: world.run(1)) == Invariant.PREFIX
+
+
+def test_a_record_of_before_is_no_committed_prefix(world: World) -> None:
+    old = world.disk.journal.durable["meta", "epoch"]
+    world.restart_daemon()
+    world.settle()
+    world.kill_daemon()
+    world.disk.journal.durable["meta", "epoch"] = old
+    world.start_daemon()
+    assert broken(lambda: world.run(1)) == Invariant.PREFIX
+
+
+def test_an_acknowledgement_before_the_sync_is_found_out(world: World) -> None:
+    world.disk.journal.commit = lambda batch: None  # type: ignore[method-assign]
+    assert broken(lambda: world.call("cnm.drain", id="cnm0")) == Invariant.ACKNOWLEDGED
+
+
+def test_a_submit_that_is_answered_before_it_is_on_disk_is_found_out(world: World) -> None:
+    assert broken(lambda: world.judge.decided.accepted(workload("early"))) == Invariant.ACKNOWLEDGED
+
+
+def test_a_removal_that_is_answered_before_it_is_on_disk_is_found_out(world: World) -> None:
+    assert broken(lambda: world.judge.decided.removal_accepted("shop")) == Invariant.ACKNOWLEDGED
+
+
+class Store:
+    """A journal of its own, watched by a judge's book."""
+
+    def __init__(self) -> None:
+        self.kernel = VirtualKernel(3)
+        self.disk = Disk(self.kernel, "disk")
+        self.book = Stored(self.disk.journal, self.fail)
+        self.journal = self.book.watch(MockJournal(self.kernel.node("n"), self.disk))
+
+    def fail(self, invariant: str, text: str) -> Any:
+        raise Violation(invariant, 0, text)
+
+
+def batch(*keys: str) -> tuple[JournalRecord, ...]:
+    return tuple(JournalRecord(kind="k", key=key, value=b"1") for key in keys)
+
+
+def test_the_first_unacknowledged_batches_may_be_there_and_none_in_the_middle_may_miss() -> None:
+    store = Store()
+    for keys in ("a", "bc", "d"):
+        store.book.open.append(batch(*keys))
+    store.book.loaded(batch("a", "b", "c"))
+    for keys in ("e", "f"):
+        store.book.open.append(batch(*keys))
+    assert broken(lambda: store.book.loaded(batch("a", "b", "c", "f"))) == Invariant.PREFIX
+
+
+def test_half_a_batch_is_no_prefix() -> None:
+    store = Store()
+    store.book.open.append(batch("a", "b"))
+    assert broken(lambda: store.book.loaded(batch("a"))) == Invariant.PREFIX
+
+
+def test_what_was_refused_for_want_of_room_must_not_be_there() -> None:
+    store = Store()
+    refused = batch("a")
+    store.book.open.append(refused)
+    store.book.answered(refused, StoreFull("no room"))
+    assert broken(lambda: store.book.loaded(refused)) == Invariant.PREFIX
+
+
+def test_a_damaged_record_is_never_believed(world: World) -> None:
+    world.kill_daemon()
+    world.disk.rot_record("workload", "shop", at=0)
+    world.judge.stored.loaded(
+        [
+            JournalRecord(kind=kind, key=key, value=value)
+            for (kind, key), value in world.disk.journal.durable.items()
+        ]
+    )
+    assert broken(world.judge.stored.card_is_up) == Invariant.ROT_BELIEVED
+
+
+# --- I5: exceptions ---
+
+
+@pytest.mark.parametrize("node", ["daemon", "cnm0/init", "cnm0/cnm0"])
+def test_an_exception_that_leaves_a_handler_is_a_violation(world: World, node: str) -> None:
+    def bad() -> None:
+        raise KeyError("nobody expects this")
+
+    loop = world.kernel.nodes[node].loop
+    assert loop is not None
+    loop.post(bad)
+    assert broken(lambda: world.run(1)) == Invariant.EXCEPTION
+
+
+# --- I6: bounds ---
+
+
+def test_a_mailbox_that_piles_up_is_seen(world: World) -> None:
+    world.kernel.pause("daemon")
+    loop = world.kernel.nodes["daemon"].loop
+    assert loop is not None
+    for _ in range(5000):
+        loop.post(lambda: None)
+    assert broken(lambda: world.run(2)) == Invariant.BOUND
+
+
+def test_timers_that_nobody_clears_are_seen(world: World) -> None:
+    loop: Any = world.kernel.nodes["cnm1/init"].loop
+    for _ in range(2000):
+        loop.call_later(10**15, lambda: None)
+    assert broken(lambda: world.run(9)) == Invariant.BOUND
+
+
+def test_messages_that_are_never_put_together_are_seen(world: World) -> None:
+    link: Any = world.card.inventory.get("cnm2").mc.link  # type: ignore[union-attr]
+    link._reassembler._contexts.update(
+        {("leak", number, 0, 0): next(iter([_Context()])) for number in range(20)}
+    )
+    assert broken(lambda: world.run(0.999) or world.judge.finish()) == Invariant.BOUND
+
+
+class _Context:
+    last_ns = 1 << 62
+    data = b""
+
+
+def test_a_queue_of_a_link_over_its_bound_is_seen(world: World) -> None:
+    link: Any = world.card.inventory.get("cnm3").agent.link  # type: ignore[union-attr]
+    link._queue.extend([b""] * 600)
+    assert broken(world.judge.finish) == Invariant.BOUND
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        lambda card: card.decisions.pending.update(f"i{n}" for n in range(5000)),
+        lambda card: card.deployer._failures.update(
+            {("v", str(n), 1, "c"): 0 for n in range(9000)}
+        ),
+        lambda card: card.deployer._buried.update(
+            {("v", str(n), 1, "c"): None for n in range(9000)}
+        ),
+        lambda card: card.inventory.get("cnm0").observed.update({str(n): None for n in range(300)}),
+        lambda card: card.inventory.get("cnm0").mc._replies.update(
+            {(n, b""): (0, b"") for n in range(200)}
+        ),
+        lambda card: setattr(card.journal, "_in_flight", 2000),
+    ],
+    ids=["pending", "failures", "removals", "observed", "answers", "batches"],
+)
+def test_a_table_of_the_daemon_over_its_bound_is_seen(
+    world: World, flood: Callable[[Any], None]
+) -> None:
+    flood(world.card)
+    assert broken(world.judge.finish) == Invariant.BOUND
+
+
+# --- I7: time ---
+
+
+def test_a_module_that_is_dead_and_counts_as_leased_is_noticed(world: World) -> None:
+    cnm = world.card.inventory.get("cnm0")
+    assert cnm is not None
+    cnm.lease.suspect_now = lambda: False  # type: ignore[method-assign]
+    cnm.lease.suspect_if_silent = lambda _now: False  # type: ignore[method-assign]
+    world.modules["cnm0"].slot.lose_power()
+    assert broken(lambda: world.run(5)) == Invariant.DETECTION
+
+
+def test_a_component_that_does_not_come_back_after_the_faults_is_a_violation(world: World) -> None:
+    world.judge.faults_over(world.kernel.now_ns)
+    world.card.reconciler.kick = lambda _instance: None  # type: ignore[method-assign]
+    world.card.reconciler.kick_cnm = lambda _cnm: None  # type: ignore[method-assign]
+    world.modules[world.where(WEB) or ""].slot.lose_power()
+    assert broken(lambda: world.run(RECOVERY_NS / SECOND + 5)) == Invariant.RECOVERY
+
+
+def test_after_the_faults_rest_is_reached_and_then_no_longer_asked_for(world: World) -> None:
+    world.modules[world.where(WEB) or ""].slot.lose_power()
+    world.judge.faults_over(world.kernel.now_ns)
+    world.run(30)
+    assert world.judge.rest.recovered_ns is not None
+    world.judge.finish()
+
+
+def test_a_component_that_is_moved_for_load_again_and_again_is_a_violation(world: World) -> None:
+    record = on_disk(world, "assignment", WEB)
+    target = {"cnm": other_than(world, record["place"]["cnm"]), "boot_id": "", "generation": 0}
+
+    def move() -> None:
+        for generation in range(900, 970):
+            to = target | {"generation": generation}
+            moving = record | {"target": to, "why": "cnm0 is loaded"}
+            write(world, ("assignment", WEB, moving))
+            write(world, ("assignment", WEB, record))
+
+    assert broken(move) == Invariant.MOVES
+
+
+# --- I8: what only grows ---
+
+
+def test_the_epoch_never_falls(world: World) -> None:
+    assert broken(lambda: write(world, ("meta", "epoch", {"value": 0}))) == Invariant.EPOCH
+
+
+def test_the_generation_never_falls(world: World) -> None:
+    assert (
+        broken(lambda: write(world, ("meta", "generation", {"value": 0}))) == Invariant.GENERATION
+    )
+
+
+def test_the_generation_of_an_instance_never_falls(world: World) -> None:
+    record = on_disk(world, "assignment", WEB)
+    record["place"]["generation"] -= 1
+    if record["place"]["generation"] in world.judge.decided.generations(WEB):
+        record["place"]["generation"] = 0
+    assert broken(lambda: write(world, ("assignment", WEB, record))) == Invariant.GENERATION
+
+
+def test_the_sequence_of_the_journal_never_falls(world: World) -> None:
+    world.disk.journal.batches = -1000
+    assert broken(lambda: world.call("cnm.drain", id="cnm0")) == Invariant.SEQUENCE
+
+
+# --- I9: a fault stays where it is ---
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    id: str = "L1"
+    cnm: str | None = "cnm0"
+    at_ns: int = 0
+    text: str = "a fault"
+    lasts_ns: int = 0
+    seen: Callable[[], bool] = field(default=lambda: True)
+
+
+def test_a_module_without_a_fault_of_its_own_must_not_be_suspected(world: World) -> None:
+    world.judge.injected(Fault(at_ns=world.kernel.now_ns))
+    world.modules["cnm1"].cut()
+    assert broken(lambda: world.run(3)) == Invariant.SPREAD
+
+
+def test_the_module_with_the_fault_may_be_suspected(world: World) -> None:
+    world.judge.injected(Fault(at_ns=world.kernel.now_ns))
+    world.modules["cnm0"].cut()
+    world.run(3)
+    assert "cnm.fenced" in world.codes(cnm="cnm0")
+
+
+def test_a_fault_of_the_card_excuses_all_modules_for_a_while(world: World) -> None:
+    world.judge.injected(Fault(at_ns=world.kernel.now_ns, cnm=None))
+    world.modules["cnm1"].cut()
+    world.run(3)
+    world.modules["cnm1"].cut(False)
+    world.run(AFTER_NS / SECOND + 1)
+    world.modules["cnm2"].cut()
+    assert broken(lambda: world.run(3)) == Invariant.SPREAD
+
+
+def test_an_instance_that_is_killed_where_nothing_broke_is_a_violation(world: World) -> None:
+    cnm = world.where(WEB)
+    world.judge.injected(Fault(at_ns=world.kernel.now_ns, cnm=other_than(world, cnm or "")))
+    card = world.card
+    card.reconciler.kick = lambda _instance: None  # type: ignore[method-assign]
+    for one in world.modules[cnm or ""].slot.instances.values():
+        one.kill()
+    assert broken(lambda: world.run(5)) == Invariant.SPREAD
+
+
+# --- I10: the truth, and no flood ---
+
+
+def test_a_kind_of_fault_that_is_never_reported_is_a_violation(world: World) -> None:
+    for _ in range(SILENT_MOST):
+        world.judge.injected(Fault(id="L5", at_ns=world.kernel.now_ns, seen=lambda: False))
+    assert broken(world.judge.finish) == Invariant.SILENT
+    assert world.judge.told.unseen() == {"L5": SILENT_MOST}
+
+
+def test_an_event_log_without_its_rate_is_found_out(world: World) -> None:
+    log = world.card.events
+
+    def flood() -> None:
+        for _ in range(400):
+            log._record(next(iter(type(world.events[0].code))), "again", None, None, None)
+
+    assert broken(flood) == Invariant.FLOOD
+
+
+def test_an_event_log_that_keeps_to_its_rate_is_no_flood(world: World) -> None:
+    code = world.events[0].code
+    for _ in range(2000):
+        world.card.events.emit(code, "again")
+        world.run(0.001)
+    assert world.card.events.suppressed > 0
+
+
+def test_a_ps_that_says_otherwise_is_not_the_truth(world: World) -> None:
+    rows = world.card.views.instances(None)
+    rows[0]["cnm"] = other_than(world, rows[0]["cnm"])
+    world.card.views.instances = lambda _name: rows  # type: ignore[method-assign]
+    world.judge.faults_over(world.kernel.now_ns)
+    assert broken(lambda: world.run(10)) == Invariant.UNTRUE
+
+
+def test_a_cnm_ls_that_says_otherwise_is_not_the_truth(world: World) -> None:
+    cnms = [row | {"state": "OFF"} for row in world.card.views.cnms()]
+    world.card.views.cnms = lambda: cnms  # type: ignore[method-assign]
+    world.judge.faults_over(world.kernel.now_ns)
+    assert broken(lambda: world.run(10)) == Invariant.UNTRUE
+
+
+# --- I11: repeatable; and the judge itself ---
+
+
+def short_run(seed: int) -> str:
+    world = World(seed=seed)
+    world.boot()
+    world.submit(workload("shop", component(replicas=2)))
+    world.run(2)
+    return world.kernel.trace.sha256()
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    assert len(check_repeats(lambda: short_run(9))) == 64
+
+
+def test_a_run_that_differs_from_its_first_is_a_violation() -> None:
+    seeds = iter((9, 10))
+    assert broken(lambda: check_repeats(lambda: short_run(next(seeds)))) == Invariant.REPEAT
+
+
+def test_a_violation_that_somebody_swallowed_is_raised_at_the_end(world: World) -> None:
+    first = broken(lambda: write(world, ("meta", "epoch", {"value": 0})))
+    assert broken(world.judge.finish) == first
+
+
+def test_a_violation_says_when_and_with_which_seed(world: World) -> None:
+    world.run(1)
+    with pytest.raises(Violation, match="seed 5") as caught:
+        write(world, ("meta", "epoch", {"value": 0}))
+    assert caught.value.at_ns == world.kernel.now_ns
+    assert caught.value.at_ns >= 1000 * MS
+    assert caught.value.text.startswith("from ")
+
+
+def test_every_invariant_is_broken_by_a_test_here() -> None:
+    with open(__file__, encoding="utf-8") as file:
+        text = file.read()
+    assert [name for name in Invariant.__members__ if f"== Invariant.{name}" not in text] == []

@@ -1,0 +1,136 @@
+"""The journal's promise (I4): whatever is cut or killed, what is read back is what was acknowledged
+and, of what was not, the first few batches: a committed prefix.
+
+`WatchedJournal` stands between the daemon and its store and keeps the judge's own image; it asks
+the store for nothing that the daemon did not ask for.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from hal.errors import HalError, StoreFull
+from hal.mock.disk import JournalFile, apply
+from hal.ports import Done, JournalRecord, JournalStore
+from tools.sim.invariants.names import Fail, Invariant
+
+Image = dict[tuple[str, str], bytes]
+
+
+class Stored:
+    """What was acknowledged, over all openings of one journal; and what still may be there."""
+
+    def __init__(self, file: JournalFile, fail: Fail) -> None:
+        self.acknowledged: Image = {}
+        self.open: deque[tuple[JournalRecord, ...]] = deque()  # no answer, or no good one
+        self.sequence = 0
+        self._file = file
+        self._fail = fail
+        self._believed: set[tuple[str, str]] = set()  # damaged records that were handed out
+
+    def watch(self, store: JournalStore) -> "WatchedJournal":
+        """The same store, seen by the judge."""
+        return WatchedJournal(store, self)
+
+    def loaded(self, records: Sequence[JournalRecord]) -> None:
+        """A daemon has read its journal. Raises Violation."""
+        found: Image = {}
+        for record in records:
+            assert record.value is not None
+            found[record.kind, record.key] = record.value
+        self._believed = set(self._file.rotten)
+        want = dict(self.acknowledged)
+        best = _differs(found, want, self._believed)
+        for batch in self.open:
+            if not best:
+                break
+            apply(want, batch)
+            best = _differs(found, want, self._believed)
+        if best:
+            best = _differs(found, self.acknowledged, self._believed)
+            self._fail(
+                Invariant.PREFIX,
+                f"read after {len(self.open)} unacknowledged batches: {'; '.join(best[:4])}",
+            )
+        self.acknowledged = want
+        self.open.clear()
+
+    def card_is_up(self) -> None:
+        """The daemon works with what it has read. Raises Violation if that was damaged."""
+        if self._believed:
+            self._fail(Invariant.ROT_BELIEVED, f"{sorted(self._believed)}")
+
+    def answered(self, batch: tuple[JournalRecord, ...], error: HalError | None) -> None:
+        """The store has answered one. Raises Violation when it is told to be safe and is not."""
+        if error is None:
+            self._take(batch)
+        elif isinstance(error, StoreFull):  # nothing of it was written
+            _drop(self.open, batch)
+
+    def _take(self, batch: tuple[JournalRecord, ...]) -> None:
+        _drop(self.open, batch)
+        apply(self.acknowledged, batch)
+        if self._file.batches < self.sequence:
+            self._fail(Invariant.SEQUENCE, f"from {self.sequence} to {self._file.batches}")
+        self.sequence = self._file.batches
+        for record in batch:
+            if self._file.durable.get((record.kind, record.key)) not in self._may_be(record):
+                self._fail(Invariant.ACKNOWLEDGED, f"record {record.kind}/{record.key}")
+
+    def _may_be(self, record: JournalRecord) -> list[bytes | None]:
+        """What was acknowledged, or what a later batch may have made of it already."""
+        later = (other for batch in self.open for other in batch)
+        same = [r.value for r in later if (r.kind, r.key) == (record.kind, record.key)]
+        return [self.acknowledged.get((record.kind, record.key)), *same]
+
+
+class WatchedJournal:
+    """A `JournalStore`."""
+
+    def __init__(self, store: JournalStore, book: Stored) -> None:
+        self._store = store
+        self._book = book
+
+    def load(self) -> Sequence[JournalRecord]:
+        """As the store."""
+        records = self._store.load()
+        self._book.loaded(records)
+        return records
+
+    def submit(self, batch: Sequence[JournalRecord], done: Done[None]) -> None:
+        """As the store; what is answered is noted first."""
+        records = tuple(batch)
+        self._book.open.append(records)
+
+        def answered(error: HalError | None) -> None:
+            self._book.answered(records, error)
+            done(error)
+
+        self._store.submit(records, answered)
+
+    def close(self) -> None:
+        """As the store."""
+        self._store.close()
+
+
+def _drop(batches: deque[tuple[JournalRecord, ...]], batch: tuple[JournalRecord, ...]) -> None:
+    for index, other in enumerate(batches):
+        if other is batch:
+            del batches[index]
+            return
+
+
+def _differs(
+    found: Image, want: Mapping[tuple[str, str], bytes], but: set[tuple[str, str]]
+) -> list[str]:
+    """Where they differ, in words."""
+    if found == want:
+        return []
+    return [
+        f"{kind}/{key} is {_short(found.get((kind, key)))}, wanted {_short(want.get((kind, key)))}"
+        for kind, key in sorted(found.keys() | want.keys())
+        if (kind, key) not in but and found.get((kind, key)) != want.get((kind, key))
+    ]
+
+
+def _short(value: bytes | None) -> str:
+    return "absent" if value is None else repr(value[:60])
