@@ -20,6 +20,8 @@ BENCHES: Final = {
     "journal": "tools.bench.journal",
     "start": "tools.bench.start",
     "failover": "tools.bench.failover",
+    "scale": "tools.bench.scale",
+    "resync": "tools.bench.resync",
 }
 _COLUMNS: Final = (
     "name",
@@ -49,6 +51,8 @@ def bench_command(session: Session, names: Sequence[str], quick: bool) -> None:
     journal   1 and 32 records a commit, and the loop beside it
     start     process start to ready, memory; starts a card in a temporary place
     failover  a CNM is lost, its components run elsewhere; another such card
+    scale     a card of 1,000 modules and 4,000 components: start, processor, memory, restart
+    resync    frames that a damaged byte of a serial line costs, by dialect; Linux's receiver
 
     Without a NAME all of them. Ends 0 also when a figure misses what it must reach: a benchmark
     says, it does not judge.
