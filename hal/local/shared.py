@@ -73,15 +73,20 @@ class SharedWindow:
     def close(self) -> None:
         self._flips = 0
         self._gate.close()
+        self._let_go()
+        for fd in (self.memfd, self.to_cnm_fd, self.to_card_fd):
+            os.close(fd)
+
+    def _let_go(self) -> None:
+        """A mapping holds a descriptor: none stays behind when nothing is corrupted."""
         if self._half is not None:
             self._half.close()
             self._half = None
-        for fd in (self.memfd, self.to_cnm_fd, self.to_card_fd):
-            os.close(fd)
 
     def _tick(self) -> None:
         if not self._flips:
             self._ticking = False
+            self._let_go()
             return
         if self._half is None:
             self._half = mmap.mmap(self.memfd, self.size_bytes // 2)
