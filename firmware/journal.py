@@ -7,9 +7,15 @@ that a power cut would take back.
 Versions (D14): a record carries `"v"`, the version that wrote it, and may carry `"needs"`, the
 oldest version that can read it. Unknown keys are kept; only a record that needs more than
 `RECORD_VERSION` is an error. So the version before reads what the next one wrote.
+
+A record ends with a seal, `"!crc"`: CRC-32C of its kind, its key and all that stands before the
+seal. The store's own checksums cover its log and not the file that the log is copied to, and a bit
+that turns over there (fault S4) leaves a JSON text like any other: another generation, another
+state. A record without a seal is one of a writer that knew none; it is read as it stands.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,14 +24,19 @@ from typing import Final, TypeAlias
 
 from hal.errors import HalError, StoreFailed
 from hal.ports import JournalRecord, JournalStore
+from protocol.crc import crc32c
 
 RECORD_VERSION: Final = 1
 MAX_VALUE_BYTES: Final = 1 << 20  # a workload is the largest record, and a request has this limit
 MAX_KEY_CHARS: Final = 512
 MAX_BATCH_CHANGES: Final = 4096
+SEAL_KEY: Final = "!crc"
 MAX_IN_FLIGHT: Final = 1024  # batches; more than this many unacknowledged means a dead disk
 
 Record: TypeAlias = Mapping[str, object]
+
+# also one whose name has suffered: a member at the end, of four characters, that says eight
+_SEAL: Final = re.compile(rb',"[^"]{4}":"[^"]{8}"}\Z')
 
 
 class Kind(StrEnum):
@@ -87,18 +98,18 @@ def _check_shape(kind: Kind, key: str, value: Record, code: str) -> None:
 
 
 def encode(kind: Kind, key: str, value: Record) -> bytes:
-    """Canonical bytes: sorted keys, no spaces, the version added. Raises JournalError."""
+    """Canonical bytes: sorted keys, no spaces, version and seal added. Raises JournalError."""
     _check_shape(kind, key, value, "bad_value")
     try:
         text = json.dumps(
-            {"v": RECORD_VERSION, **value},
+            {"v": RECORD_VERSION, **{k: v for k, v in value.items() if k != SEAL_KEY}},
             sort_keys=True,
             separators=(",", ":"),
             allow_nan=False,
         )
     except (TypeError, ValueError) as exc:
         raise JournalError(f"not JSON: {exc}", code="bad_value", kind=kind, key=key) from exc
-    data = text.encode()
+    data = _sealed(kind, key, text.encode())
     if len(data) > MAX_VALUE_BYTES or not key or len(key) > MAX_KEY_CHARS:
         raise JournalError(
             f"value of {len(data)} B (at most {MAX_VALUE_BYTES}) under a key of {len(key)} "
@@ -108,6 +119,20 @@ def encode(kind: Kind, key: str, value: Record) -> bytes:
             key=key[:64],
         )
     return data
+
+
+def _sealed(kind: Kind, key: str, body: bytes) -> bytes:
+    """The object with its seal as the last member."""
+    return b'%b,"%b":"%08x"}' % (
+        body[:-1],
+        SEAL_KEY.encode(),
+        crc32c(body, crc32c(f"{kind}/{key}".encode())),
+    )
+
+
+def _broken_seal(kind: Kind, key: str, data: bytes) -> bool:
+    found = _SEAL.search(data)
+    return found is not None and data != _sealed(kind, key, data[: found.start()] + b"}")
 
 
 def decode(kind: Kind, key: str, data: bytes) -> dict[str, object]:
@@ -129,6 +154,14 @@ def decode(kind: Kind, key: str, data: bytes) -> dict[str, object]:
             kind=kind,
             key=key,
         )
+    if _broken_seal(kind, key, data):
+        raise JournalError(
+            f"corrupt record of {len(data)} B: its checksum is wrong; {advice}",
+            code="corrupt",
+            kind=kind,
+            key=key,
+        )
+    value.pop(SEAL_KEY, None)
     needs = value.get("needs", 1)
     if not isinstance(needs, int) or needs > RECORD_VERSION:
         raise JournalError(

@@ -230,6 +230,34 @@ def test_what_is_written_is_read_back_and_is_canonical(value: dict[str, object])
     assert encode(Kind.CNM, "c", dict(reversed(list(value.items())))) == data
 
 
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=6), json_values, max_size=4),
+    st.integers(min_value=0),
+)
+def test_no_bit_of_a_record_turns_over_unnoticed(value: dict[str, object], at: int) -> None:
+    data = bytearray(encode(Kind.CNM, "c", {**value, "v": 1, "needs": 1}))
+    data[at // 8 % len(data)] ^= 1 << at % 8
+    with pytest.raises(JournalError) as caught:
+        decode(Kind.CNM, "c", bytes(data))
+    assert caught.value.code == "corrupt"
+
+
+def test_a_record_is_none_of_another_key_or_kind() -> None:
+    data = encode(Kind.CNM, "c", {})
+    assert decode(Kind.CNM, "c", data) == {"v": 1}
+    for kind, key in ((Kind.CNM, "d"), (Kind.VOLUME, "c")):
+        with pytest.raises(JournalError, match="checksum"):
+            decode(kind, key, data)
+
+
+def test_a_seal_that_an_older_version_has_carried_along_is_dropped() -> None:
+    sealed = json.loads(encode(Kind.CNM, "c", {"state": "LEASED"}))
+    carried = json.dumps({**sealed, "state": "FENCED"}, sort_keys=True, separators=(",", ":"))
+    found = decode(Kind.CNM, "c", carried.encode())
+    assert found == {"v": 1, "state": "FENCED"}
+    assert decode(Kind.CNM, "c", encode(Kind.CNM, "c", found)) == found
+
+
 @given(st.binary(max_size=40))
 def test_any_bytes_decode_or_raise_a_journal_error(data: bytes) -> None:
     try:
