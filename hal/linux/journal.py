@@ -52,12 +52,16 @@ class SqliteJournal:
         *,
         waiting_limit: int = WAITING_LIMIT,
         essential: Collection[str] = (),
+        wal_limit_bytes: int = WAL_LIMIT_BYTES,
+        idle_s: float = IDLE_S,
     ) -> None:
         """Opens or makes it; see `journal_file.open_journal` for what is refused. `essential`:
         kinds of records that must find room when the disk is full."""
         self._path = os.fspath(path)
         self._reactor = reactor
         self._waiting_limit = waiting_limit
+        self._wal_limit_bytes = wal_limit_bytes
+        self._idle_s = idle_s
         self._connection = open_journal(self._path)
         self._essential = frozenset(essential)
         self._reserve = Reserve(f"{self._path}-reserve") if essential else None
@@ -127,7 +131,7 @@ class SqliteJournal:
         while True:
             with self._wake:
                 while not self._waiting and not self._closing:
-                    if not self._wake.wait(IDLE_S if dirty else None):
+                    if not self._wake.wait(self._idle_s if dirty else None):
                         break
                 group, self._waiting = self._waiting, deque()
                 self._waiting_bytes = 0
@@ -137,7 +141,7 @@ class SqliteJournal:
             if group:
                 self._store(group)
                 dirty = True
-                self._checkpoint(at_least_bytes=WAL_LIMIT_BYTES)
+                self._checkpoint(at_least_bytes=self._wal_limit_bytes)
             elif dirty:
                 dirty = False
                 self._checkpoint(at_least_bytes=0)

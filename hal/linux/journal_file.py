@@ -9,7 +9,7 @@ import sqlite3
 from typing import Final
 
 from hal.errors import Refused, StoreFailed, Unavailable
-from hal.linux.beneath import DIR_FLAGS
+from hal.linux.durable import make_dirs, sync_dir
 from hal.linux.oserror import hal_error
 
 # "APFJ"; PRAGMA application_id, bytes 68..71 of the header (sqlite.org/fileformat2.html, 1.3.14)
@@ -34,8 +34,8 @@ def open_journal(path: str) -> sqlite3.Connection:
     Unavailable when it is locked or can't be reached, StoreFull without space to make one.
     """
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), 0o700, exist_ok=True)
         if not os.path.lexists(path):
+            make_dirs(os.path.dirname(os.path.abspath(path)), 0o700)
             _make(path)
     except OSError as exc:
         raise hal_error(exc, f"journal {path}") from exc
@@ -118,11 +118,7 @@ def _make(path: str) -> None:
         raise _explain(exc, path) from exc
     os.chmod(fresh, 0o600)
     os.rename(fresh, path)
-    folder = os.open(os.path.dirname(os.path.abspath(path)), DIR_FLAGS)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_dir(os.path.dirname(os.path.abspath(path)))
 
 
 def _explain(exc: sqlite3.Error, path: str) -> StoreFailed | Unavailable:

@@ -267,10 +267,8 @@ def test_a_completion_that_raises_does_not_cost_the_others_theirs(opened, loop, 
     assert results == [None]
 
 
-def test_the_log_is_bounded_and_emptied_when_idle(opened, path, until, monkeypatch) -> None:
-    monkeypatch.setattr(journal_module, "WAL_LIMIT_BYTES", 200_000)
-    monkeypatch.setattr(journal_module, "IDLE_S", 0.05)
-    journal = opened()
+def test_the_log_is_bounded_and_emptied_when_idle(opened, path, until) -> None:
+    journal = opened(wal_limit_bytes=200_000, idle_s=0.05)
     sizes = []
     for number in range(60):
         assert commit(journal, until, put("same", os.urandom(20_000) + bytes([number]))) is None
