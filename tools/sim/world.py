@@ -106,12 +106,17 @@ class World:
             module.on_fault = self.judge.unhandled
         self.card_or_none: Card | None = None
         self.daemons = 0  # ever started
-        self.start_error: str | None = None
+        self.start_errors: list[str] = []  # why daemons ended before they were ready
         self.events: list[Any] = []  # of all daemons, in order
         self.socket = MockUnixSocket(self.kernel, "apf.sock")
         self.control: ControlSocket | None = None  # of the daemon that runs
         self._dispatcher: Dispatcher | None = None
         self.kernel.register_program(PROGRAM, self._daemon)
+
+    @property
+    def start_error(self) -> str | None:
+        """What the last daemon said that did not get ready."""
+        return self.start_errors[-1] if self.start_errors else None
 
     # --- time ---
 
@@ -174,13 +179,12 @@ class World:
             loop, self.socket.listen(node), dispatcher, RolePolicy(admin_uids=frozenset({0}))
         )
         self.card_or_none = card
-        self.start_error = None
         subscription = card.events.subscribe(0, self._on_event)
         assert subscription is not None
 
         def started(error: object) -> None:
             if error is not None:  # firmware.app ends, and its supervisor starts another
-                self.start_error = str(error)
+                self.start_errors.append(str(error))
                 launch.exit(EXIT_START_FAILED)
                 self._stopped()
                 self.kernel.after(RESTART_NS, self.start_daemon)

@@ -13,6 +13,7 @@ from tools.sim.faults.evidence import (
     drawn_module,
     events_since,
     said,
+    watched,
 )
 from tools.sim.faults.northbound import Client
 from tools.sim.faults.types import MS, Fault, Injection, Site, injection, span_ns
@@ -125,15 +126,15 @@ def _sensor(site: Site) -> Injection | None:
     module = drawn_module(site)
     if module is None:
         return None
-    readings = site.rng.choice(SENSORS)
+    readings, lasts_ns = site.rng.choice(SENSORS), span_ns(site, 2.5, 30.0)
     return injection(
         site,
         "E3",
         f"{module.id}: its sensors show {readings}",
-        shows(site, module, readings),
+        watched(site.world, shows(site, module, readings), for_ns=lasts_ns),
         cnm=module.id,
         heal=lie(module, readings),
-        lasts_ns=span_ns(site, 2.5, 30.0),
+        lasts_ns=lasts_ns,
     )
 
 

@@ -7,7 +7,7 @@ from hal.mock.line_faults import Pieces
 from protocol.apf import Heartbeat, InitState, InstanceTelemetry, Kind, StatusReply, encode
 from protocol.apf.fields import HEADER_BYTES
 from protocol.mctp.serial import frame_serial
-from tools.sim.faults.evidence import End, cnm_of, drawn_module, ends
+from tools.sim.faults.evidence import End, cnm_of, drawn_module, ends, watched
 from tools.sim.faults.mctp import PEER_EID, framed, packets_of
 from tools.sim.faults.types import MS, SECOND, Fault, Injection, Site, injection, span_ns
 from tools.sim.module import SimModule
@@ -117,12 +117,13 @@ def _wrapped(site: Site) -> Injection | None:
     before = mc._heartbeat_seq
     mc._heartbeat_seq = mc._telemetry_seq = init.endpoint._next_id = U32 - 1
 
-    def seen() -> bool:
+    def wrapped() -> bool:
         cnm = cnm_of(site.world, module)
         beat = cnm.heartbeat if cnm is not None else None
         fresh = module.init is init and beat is not None and 0 < beat.seq < max(before, 1 << 16)
         return fresh and mc._heartbeat_seq < 1 << 31
 
+    seen = watched(site.world, wrapped, for_ns=10 * SECOND)
     return injection(site, "X3", f"{module.id}: its counters wrap", seen, cnm=module.id)
 
 

@@ -68,11 +68,7 @@ class Client:
 
     def answers(self) -> list[dict[str, Any]]:
         """All that have come so far."""
-        try:
-            while self._stream is not None and (data := self._stream.read()):
-                self._got += data
-        except HalError:
-            self.close()
+        self._read()
         return [json.loads(line) for line in self._got.split(b"\n")[:-1]]
 
     def errors(self) -> list[str]:
@@ -80,9 +76,20 @@ class Client:
         return [answer["error"]["data"]["code"] for answer in self.answers() if "error" in answer]
 
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        """What came by then can still be read."""
+        self._read()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def _read(self) -> None:
+        try:
+            while self._stream is not None and (data := self._stream.read()):
+                self._got += data
+        except HalError:  # the daemon has hung up
+            stream, self._stream = self._stream, None
+            if stream is not None:
+                stream.close()
 
     def _pump(self) -> None:
         if self._stream is None or not self._unsent or self._pumps <= 0:
@@ -92,7 +99,6 @@ class Client:
             while self._unsent and (taken := self._stream.write(self._unsent)):
                 self._unsent = self._unsent[taken:]
         except HalError:
-            self.answers()  # what the daemon said before it hung up
             self.close()
             return
         if self._unsent:

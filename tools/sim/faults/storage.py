@@ -96,6 +96,12 @@ def _cut_fault(
     return Fault(id=fault_id, text=text, inject=inject, weight=0.5)
 
 
+def start_error(world: World, word: str) -> Callable[[], bool]:
+    """Did a daemon that started from now on say this, and end?"""
+    before = len(world.start_errors)
+    return lambda: any(word in text for text in world.start_errors[before:])
+
+
 def _rot(site: Site) -> Injection | None:
     """A bit of a record turns over while no daemon runs; the one that starts must say so, and is
     given back what stood there, as from a backup."""
@@ -111,13 +117,13 @@ def _rot(site: Site) -> Injection | None:
         world.start_daemon()
         return None
     restore = world.disk.rot_record(kind, key, min(at, len(durable[kind, key]) - 1))
-    daemons = world.daemons
+    said = start_error(world, "corrupt")
     world.kernel.after(span_ns(site, 0.05, 1.0), world.start_daemon)
     return injection(
         site,
         "S4",
         f"a bit of {kind}/{key} turns over",
-        lambda: world.daemons > daemons and "corrupt" in (world.start_error or ""),
+        said,
         heal=restore,
         lasts_ns=span_ns(site, 1.2, 8.0),
     )
@@ -176,13 +182,13 @@ def _read_error(site: Site) -> Injection | None:
         return None
     world.kill_daemon()
     world.disk.fail_reads = True
-    daemons = world.daemons
+    said = start_error(world, "on read")
     world.kernel.after(span_ns(site, 0.05, 1.0), world.start_daemon)
     return injection(
         site,
         "S6",
         "reading the card's disk fails",
-        lambda: world.daemons > daemons and "on read" in (world.start_error or ""),
+        said,
         heal=lambda: setattr(world.disk, "fail_reads", False),
         lasts_ns=span_ns(site, 1.2, 8.0),
     )
