@@ -124,7 +124,7 @@ class Link:
         frame = self._dialect.frame
         frames = [frame(packet) for packet in packets]
         if self._leads and len(packets) == 1 and self._silent():
-            frames += self._dialect.probes(packets[0])
+            frames[0] += self._dialect.probe(packets[0])
         if len(self._queue) + len(frames) > QUEUE_PACKETS:
             self.counters["tx_queue_full"] += 1
             return False

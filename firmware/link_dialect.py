@@ -13,12 +13,14 @@ hear, they could change places for ever. So one end leads, the card's, and the o
 Between B and C, which differ in one frame of 64, an end that leads needs twice as many frames at
 each change of mind, one that follows always LATCH_FRAMES.
 
-A module that only answers would never be found by one that speaks only A. So while an end that
-leads has heard nothing for STALE_NS, what fits in one packet is sent in A, B and D; whoever
-hears it takes one of the three. (A frame of C is one of B, but for one in 64.)
+A module that only answers would never be found by a card that speaks only A. So while an end that
+leads has heard nothing, not on this line or not for STALE_NS, each frame of a message of one packet
+is followed by the same packet in another dialect, in turn; whoever hears both takes one of them.
+(A frame of C is one of B, but for one in 64.) Both go out as one write, and the present dialect
+stands between any two others: a module that follows is not led astray when some of them are lost.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from firmware.fields import Fields
@@ -28,7 +30,7 @@ from protocol.mctp.serial_dialect import COMPLEMENTED, LATCH_FRAMES
 from protocol.mctp.serial_frame import Dialect, Framer, framer
 
 HOLD_NS: Final = 2_000 * MS  # four attempts of a request; below the lease
-STALE_NS: Final = 2_000 * MS
+STALE_NS: Final = 10_000 * MS  # longer than a lease and its fence: nobody is there, or another
 ADAPTS: Final = "adapts"
 _PROBES: Final = (Dialect.A, Dialect.B, Dialect.D)
 
@@ -64,6 +66,7 @@ class LinkDialect:
         self._leads = leads
         self._fixed = fixed is not None
         self._splits = 0  # changes of mind between B and C
+        self._probes = 0
         self.current = fixed or Dialect.A
         self.frame: Framer = framer(self.current)
         self.heard_ns: int | None = None  # a frame of another dialect
@@ -72,17 +75,18 @@ class LinkDialect:
         """For a line that was just opened."""
         return SerialDeframer(dialect=self.current, adopt=None if self._fixed else self._adopt)
 
-    def probes(self, packet: bytes) -> Sequence[bytes]:
-        """Frames of a packet for a peer that has not been heard."""
-        if self._fixed or not self._leads:
-            return ()
+    def probe(self, packet: bytes) -> bytes:
+        """What follows the frame of a packet to a peer that has not been heard; maybe nothing."""
+        if self._fixed:
+            return b""
+        self._probes += 1
         others = [
             dialect
             for dialect in _PROBES
             if dialect is not self.current
             and not (dialect in COMPLEMENTED and self.current in COMPLEMENTED)
         ]
-        return [framer(dialect)(packet) for dialect in others]
+        return framer(others[self._probes % len(others)])(packet)
 
     def _adopt(self, dialect: Dialect, frames: int) -> bool:
         now_ns = self.heard_ns = self._now_ns()

@@ -30,6 +30,7 @@ from protocol.mctp.fragment import fragment
 from protocol.mctp.packet import build_packet, parse_packet
 from protocol.mctp.reassembly import Reassembler
 from protocol.mctp.serial import SerialDeframer, frame_serial
+from protocol.mctp.serial_frame import Dialect, framer
 
 SHARED = Path(os.environ.get("APF_SHARED") or Path(__file__).parents[3] / "shared")
 FILE = SHARED / "vectors" / "mctp_vectors.json"
@@ -155,6 +156,51 @@ def test_serial_frame_is_explained(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", of("serial", fcs_variant="mcrf4xx"))
 def test_serial_frame_of_our_dialect_is_built_byte_for_byte(vector: dict[str, Any]) -> None:
     assert frame_serial(bytes.fromhex(vector["fields"]["packet"])) == data_of(vector)
+
+
+SPOKEN = {"mcrf4xx": {Dialect.A}, "x25": {Dialect.B, Dialect.C}}  # no vector tells B from C
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize("vector", of("serial"))
+def test_serial_frame_is_taken_on_a_line_of_its_own_dialect_only(
+    vector: dict[str, Any], dialect: Dialect
+) -> None:
+    name, fields = vector["name"], vector["fields"]
+    deframer = SerialDeframer(dialect=dialect)
+    got = [packet.hex() for packet in deframer.feed(data_of(vector))]
+    assert deframer.dialect is dialect
+    if name in NEGATIVE:
+        own = name == "serial_neg_zero_length" and dialect in SPOKEN["x25"]
+        assert (got, dict(deframer.drops)) == ([], {"empty" if own else NEGATIVE[name][0]: 1})
+        return
+    spoken = SPOKEN[fields.get("fcs_variant", "mcrf4xx")]  # the resync vector has no variant
+    packet = fields.get("packet", RESYNC_PACKET)
+    if dialect in spoken:
+        assert (got, dict(deframer.drops)) == ([packet], {})
+        if vector["check"] != "resync":
+            assert framer(dialect)(bytes.fromhex(packet)) == data_of(vector)
+    else:
+        reason = "dialect_a" if Dialect.A in spoken else "dialect_b"
+        assert (got, dict(deframer.drops)) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize("vector", of("serial"))
+def test_serial_frame_that_comes_twice_moves_the_line_if_and_only_if_it_is_a_good_one(
+    vector: dict[str, Any], dialect: Dialect
+) -> None:
+    fields = vector["fields"]
+    deframer = SerialDeframer(dialect=dialect, adopt=lambda _dialect, _frames: True)
+    got = [packet.hex() for packet in deframer.feed(data_of(vector) * 3)]
+    if vector["name"] in NEGATIVE:
+        assert (got, deframer.dialect) == ([], dialect)
+        return
+    spoken = SPOKEN[fields.get("fcs_variant", "mcrf4xx")]
+    packet = fields.get("packet", RESYNC_PACKET)
+    taken = 3 if dialect in spoken else 2  # the second one moves the line and is taken
+    assert got == [packet] * taken
+    assert deframer.dialect in spoken
 
 
 # --- packets and messages ---
