@@ -118,13 +118,20 @@ def unpack_layer(
             format=tarfile.PAX_FORMAT,
             encoding="utf-8",
         ) as archive:
-            _Layer(root_fd, check, devices=devices).unpack(archive)
+            _Layer(root_fd, budget, check, devices=devices).unpack(archive)
         if forward.header.strip(b"\0"):
             # tarfile takes a bad header after the first one for the end
             raise Refused(f"{what}: damaged header after {forward.tell()} B")
         while forward.read(_STEP_BYTES):  # to the end: gzip's CRC is there
             check()
-    except (tarfile.TarError, zlib.error, EOFError, ValueError, RecursionError) as exc:
+    except (
+        tarfile.TarError,
+        zlib.error,
+        EOFError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+    ) as exc:
         raise Refused(f"{what}: damaged, or no tar: {exc!r}") from exc
     except NotADirectoryError as exc:
         raise Refused(f"{what}: a member lies below a file") from exc
@@ -137,8 +144,9 @@ def unpack_layer(
 class _Layer:
     """The members of one layer, in order."""
 
-    def __init__(self, root_fd: int, check: Check, *, devices: bool) -> None:
+    def __init__(self, root_fd: int, budget: Budget, check: Check, *, devices: bool) -> None:
         self._root_fd = root_fd
+        self._budget = budget
         self._check = check
         self._devices = devices
         self._owners = os.geteuid() == 0
@@ -214,6 +222,8 @@ class _Layer:
         self, archive: tarfile.TarFile, parent: int, name: str, member: tarfile.TarInfo
     ) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        if member.issparse():
+            self._budget.take(member.size)  # of its holes nothing is read
         source = archive.extractfile(member)
         assert source is not None  # it is a regular file
         fd = os.open(name, flags, 0o600, dir_fd=parent)

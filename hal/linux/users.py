@@ -10,6 +10,7 @@ from hal.linux.beneath import DIR_FLAGS, resolve_dir
 
 TABLE_LIMIT_BYTES: Final = 1 << 20
 ID_LIMIT: Final = 0xFFFF_FFFE
+ID_DIGITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,28 +28,33 @@ def find_user(rootfs: str, text: str) -> User:
     for a name that the image does not know.
     """
     name, _, group = text.partition(":")
-    users = [row for row in _table(rootfs, "passwd", 6) if row[2].isdigit() and row[3].isdigit()]
-    groups = [row for row in _table(rootfs, "group", 3) if row[2].isdigit()]
+    users = [row for row in _table(rootfs, "passwd", 6) if _is_id(row[2]) and _is_id(row[3])]
+    groups = [row for row in _table(rootfs, "group", 3) if _is_id(row[2])]
     found = next((row for row in users if (name or "0") in (row[0], row[2])), None)
     if found is not None:
         uid, gid, home, login = int(found[2]), int(found[3]), found[5] or "/", found[0]
-    elif name.isdigit() or not name:
+    elif _is_id(name) or not name:
         uid, gid, home, login = int(name or 0), 0, "/", ""
     else:
         raise Refused(f"user {name!r} is not in {rootfs}/etc/passwd")
-    if group.isdigit():
+    if _is_id(group):
         gid = int(group)
     elif group:
         row = next((row for row in groups if row[0] == group), None)
         if row is None:
             raise Refused(f"group {group!r} is not in {rootfs}/etc/group")
         gid = int(row[2])
-    if max(uid, gid) > ID_LIMIT:
-        raise Refused(f"user {text!r}: ids go up to {ID_LIMIT}")
     extra: tuple[int, ...] = ()
     if login and not group:
         extra = tuple(int(row[2]) for row in groups if len(row) > 3 and login in row[3].split(","))
+    if max(uid, gid, *extra) > ID_LIMIT:
+        raise Refused(f"user {text!r}: ids go up to {ID_LIMIT}")
     return User(uid=uid, gid=gid, groups=extra, home=home)
+
+
+def _is_id(text: str) -> bool:
+    """Digits that int() takes: a tenant's file may hold superscripts, or thousands of them."""
+    return text.isascii() and text.isdigit() and len(text) <= ID_DIGITS
 
 
 def _table(rootfs: str, name: str, columns: int) -> list[list[str]]:

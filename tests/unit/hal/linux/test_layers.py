@@ -341,3 +341,28 @@ def test_a_scan_leaves_out_what_is_no_file_and_refuses_names_that_are_no_text(be
     assert [info.path for info, _ in scan()] == [".", "f"]
     (top / os.fsdecode(b"bad\xff")).write_bytes(b"")
     assert isinstance(scan(), Refused)
+
+
+def test_a_time_that_no_clock_can_show_is_refused(bench) -> None:
+    """2^70 in base 256, which utime(2) does not take."""
+    layer = bytearray(tar(member("a", data=b"1")))
+    layer[136:148] = b"\x80" + (1 << 70).to_bytes(11, "big")
+    layer[148:156] = b" " * 8
+    layer[148:156] = b"%06o\0 " % sum(layer[:512])
+    assert isinstance(bench.unpack(bytes(layer)), Refused)
+
+
+def test_the_holes_of_a_sparse_member_count_too(bench, monkeypatch) -> None:
+    """Nothing is read for them, and all of them are written."""
+    monkeypatch.setattr(layers_module, "TREE_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(layers_module.Budget.__init__, "__defaults__", (1 << 20,))
+    layer = bytearray(tar(member("a", data=b"1" * 512)))
+    layer[156:157] = b"S"
+    layer[345:386] = bytes(41)
+    layer[386:410] = b"%011o\0%011o\0" % (0, 512)  # one piece, at 0
+    layer[483:495] = b"%011o\0" % (1 << 30)  # the size with its holes
+    layer[148:156] = b" " * 8
+    layer[148:156] = b"%06o\0 " % sum(layer[:512])
+    result = bench.unpack(bytes(layer))
+    assert isinstance(result, Refused)
+    assert "more than" in str(result)
