@@ -66,8 +66,8 @@ def hash_layer(path: Path, descriptor: object, on_bytes: Callable[[int], None]) 
 def card_config(raw: dict[str, Any]) -> dict[str, Any]:
     """The part of an OCI image config that a card uses (config.md, "config")."""
     env = {}
-    for item in raw.get("Env") or []:
-        key, _, value = str(item).partition("=")
+    for item in _texts(raw, "Env"):
+        key, _, value = item.partition("=")
         env[key] = value
     signal_text = raw.get("StopSignal") or "SIGTERM"
     number = signal_number(str(signal_text))
@@ -75,12 +75,20 @@ def card_config(raw: dict[str, Any]) -> dict[str, Any]:
         raise BadUsage("bad_image", f"the image's StopSignal {signal_text!r} is no signal")
     return {
         "env": env,
-        "entrypoint": [str(item) for item in raw.get("Entrypoint") or []],
-        "cmd": [str(item) for item in raw.get("Cmd") or []],
+        "entrypoint": _texts(raw, "Entrypoint"),
+        "cmd": _texts(raw, "Cmd"),
         "cwd": str(raw.get("WorkingDir") or ""),
         "user": str(raw.get("User") or ""),
         "stop_signal": number,
     }
+
+
+def _texts(raw: dict[str, Any], key: str) -> list[str]:
+    """A list of strings; absent or null is empty."""
+    value = raw.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise BadUsage("bad_image", f"the image's {key}: wanted a list of strings")
+    return value
 
 
 def bad_image(path: Path, why: str) -> BadUsage:

@@ -14,14 +14,18 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from firmware.workload import canonical_arch
 from tools.image_parts import Layer, PackedImage, bad_image, card_config, hash_layer
 from tools.oci_layout import from_docker_save, from_layout
+
+# What a damaged archive makes the standard library raise. OSError: also gzip and bz2.
+BROKEN: Final = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
 
 __all__ = ["Layer", "PackedImage", "open_image", "open_layer", "pack_tree"]
 
@@ -116,7 +120,7 @@ def _is_tar(path: Path) -> bool:
     try:
         with tarfile.open(path) as tar:
             tar.next()
-    except (tarfile.TarError, OSError, EOFError):
+    except BROKEN:
         return False
     return True
 
@@ -133,8 +137,11 @@ def _unpackable(path: Path, stack: ExitStack) -> Path:
     if opener is None:
         return path
     target = _temp_dir(stack) / "layer.tar"
-    with opener(path) as data, target.open("wb") as out:
-        shutil.copyfileobj(data, out)
+    try:
+        with opener(path) as data, target.open("wb") as out:
+            shutil.copyfileobj(data, out)
+    except BROKEN as exc:
+        raise bad_image(path, f"it can't be decompressed: {exc}") from exc
     return target
 
 
@@ -160,6 +167,8 @@ def _unpack_flat(path: Path, target: Path) -> None:
             if member.issym():
                 link = f"{Path(member.name).parent}/{member.linkname}"
                 inside &= _inside(root, link) and not member.linkname.startswith("/")
+            if member.issparse():
+                raise bad_image(path, f"member {member.name!r} is sparse: no archive of blobs is")
             if not inside:
                 raise bad_image(path, f"member {member.name!r} would leave the archive")
             if place == root or not (member.isdir() or member.isreg() or member.issym()):
@@ -188,7 +197,7 @@ def _tar(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path) as tar:
             yield tar
-    except (tarfile.TarError, EOFError, OSError) as exc:
+    except BROKEN as exc:
         raise bad_image(path, f"the tar can't be read: {exc}") from exc
 
 

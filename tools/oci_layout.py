@@ -39,7 +39,7 @@ def from_layout(ref: str, root: Path, arch: str, on_bytes: Callable[[int], None]
     return PackedImage(
         ref=ref,
         arch=arch,
-        config=card_config(config.get("config") or {}),
+        config=card_config(_part(root, config, "config")),
         layers=layers,
         source_kind="OCI layout",
     )
@@ -78,7 +78,7 @@ def from_docker_save(
     ref: str, root: Path, arch: str, on_bytes: Callable[[int], None]
 ) -> PackedImage:
     """The older format of `docker save`: manifest.json names config and layer files."""
-    entries = json.loads(_bounded(root / "manifest.json"))
+    entries = _json(root / "manifest.json")
     if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
         raise bad_image(root / "manifest.json", "one image is wanted; save a single one")
     config = _load_json(_inside(root, str(entries[0].get("Config", ""))))
@@ -91,14 +91,15 @@ def from_docker_save(
         hash_layer(_inside(root, str(name)), None, on_bytes)
         for name in _list(root, entries[0], "Layers", MAX_LAYERS)
     )
-    diff_ids = (config.get("rootfs") or {}).get("diff_ids") or []
+    rootfs = _part(root, config, "rootfs")
+    diff_ids = _list(root, rootfs, "diff_ids", MAX_LAYERS) if rootfs.get("diff_ids") else ()
     for layer, diff_id in zip(layers, diff_ids, strict=False):
         if _is_plain_tar(layer.path) and diff_id != f"sha256:{layer.digest}":
             raise bad_image(layer.path, f"its digest is {layer.digest}, the image says {diff_id}")
     return PackedImage(
         ref=ref,
         arch=arch,
-        config=card_config(config.get("config") or {}),
+        config=card_config(_part(root, config, "config")),
         layers=layers,
         source_kind="docker save",
     )
@@ -108,7 +109,7 @@ def _is_plain_tar(path: Path) -> bool:
     try:
         with tarfile.open(path, "r:"):
             return True
-    except (tarfile.TarError, OSError):
+    except (tarfile.TarError, OSError, ValueError):
         return False
 
 
@@ -130,13 +131,26 @@ def _blob_json(root: Path, descriptor: object) -> dict[str, Any]:
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(_bounded(path))
-    except (ValueError, RecursionError) as exc:
-        raise bad_image(path, f"not JSON: {exc}") from exc
+    document = _json(path)
     if not isinstance(document, dict):
         raise bad_image(path, "not a JSON object")
     return document
+
+
+def _json(path: Path) -> object:
+    try:
+        document: object = json.loads(_bounded(path))
+    except (ValueError, RecursionError) as exc:
+        raise bad_image(path, f"not JSON: {exc}") from exc
+    return document
+
+
+def _part(root: Path, document: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object in it; absent or null is empty."""
+    value = document.get(key) or {}
+    if not isinstance(value, dict):
+        raise bad_image(root, f"{key}: wanted an object, found {value!r:.60}")
+    return value
 
 
 def _bounded(path: Path) -> bytes:
@@ -158,7 +172,11 @@ def _list(root: Path, document: dict[str, Any], key: str, most: int) -> Sequence
 
 
 def _inside(root: Path, name: str) -> Path:
-    path = (root / name).resolve()
-    if not name or not path.is_relative_to(root.resolve()) or not path.is_file():
+    try:
+        path = (root / name).resolve()
+        found = path.is_relative_to(root.resolve()) and path.is_file()
+    except (ValueError, RuntimeError, OSError) as exc:  # a zero byte, a circle of links, too long
+        raise bad_image(root, f"{name[:80]!r} is no path of a file") from exc
+    if not found:
         raise bad_image(root, f"{name!r} is not in the archive")
     return path

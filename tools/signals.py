@@ -8,7 +8,8 @@ def signal_number(text: str) -> int | None:
     """1..64, or None when there is no such signal."""
     word = text.strip().upper()
     if word.isascii() and word.isdigit():
-        return int(word) if 1 <= int(word) <= 64 else None
+        number = int(word[:20])  # longer ones are not read: int() refuses 5,000 digits
+        return number if 1 <= number <= 64 and len(word) <= 20 else None
     word = word.removeprefix("SIG")
     real_time = re.fullmatch(r"RT(MIN|MAX)(?:([+-])(\d{1,2}))?", word)
     if real_time:

@@ -260,3 +260,66 @@ def test_a_member_that_would_leave_the_archive_refuses_all_of_it(tmp_path, name,
             tar.addfile(info)
     assert "would leave the archive" in refused(packed)
     assert [path.name for path in tmp_path.iterdir()] == ["evil.tar"]
+
+
+def config_with(**changes):
+    return {"architecture": "amd64", "config": {}, "rootfs": {"diff_ids": []}, **changes}
+
+
+def saved(tmp_path, config, entries=None, more=()):
+    if entries is None:
+        entries = [{"Config": "c.json", "Layers": ["l.tar"]}]
+    path = tmp_path / "saved.tar"
+    manifest = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    files = {"manifest.json": manifest, "c.json": json.dumps(config).encode(), "l.tar": LAYER}
+    path.write_bytes(tar_of({**files, **dict(more)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "entries"),
+    [
+        (config_with(rootfs="x"), None),
+        (config_with(rootfs={"diff_ids": 5}), None),
+        (config_with(config=[1]), None),
+        (config_with(config={"Env": 5}), None),
+        (config_with(config={"Env": [5]}), None),
+        (config_with(config={"Cmd": {"a": 1}}), None),
+        (config_with(config={"StopSignal": "1" * 5000}), None),
+        (config_with(), b"no json"),
+        (config_with(), b"[" * 100_000),
+        (config_with(), [{"Config": "a\0b", "Layers": ["l.tar"]}]),
+        (config_with(), [{"Config": "c.json", "Layers": ["x" * 5000]}]),
+    ],
+)
+def test_a_saved_image_whose_documents_are_of_the_wrong_kind_is_refused(tmp_path, config, entries):
+    path = saved(tmp_path, config, entries)
+    with pytest.raises(BadUsage), open_image("a:b", path, arch="amd64"):
+        pass
+
+
+def test_a_circle_of_links_in_an_archive_is_refused(tmp_path):
+    path = saved(tmp_path, config_with(), [{"Config": "a", "Layers": ["l.tar"]}])
+    with tarfile.open(path, "a") as tar:
+        for name, target in (("a", "b"), ("b", "a")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+    with pytest.raises(BadUsage), open_image("a:b", path, arch="amd64"):
+        pass
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_an_archive_that_is_damaged_in_its_middle_is_refused(tmp_path, mode):
+    data = bytearray(tar_of({"index.json": b"{}", "oci-layout": os.urandom(200_000)}, mode))
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    path = tmp_path / "image.tar"
+    path.write_bytes(bytes(data))
+    with pytest.raises(BadUsage), open_image("a:b", path, arch="amd64"):
+        pass
+    rootfs = bytearray(tar_of({"bin/sh": os.urandom(200_000)}, mode))
+    rootfs[len(rootfs) // 2 : len(rootfs) // 2 + 40] = bytes(40)
+    path.write_bytes(bytes(rootfs))
+    if mode != "w:gz":  # a gzip layer is handed on as it is
+        with pytest.raises(BadUsage), open_image("a:b", path, arch="amd64"):
+            pass
