@@ -79,18 +79,22 @@ class Discovery:
         """Start over whatever is not known and not being asked. Called by a timer and on events;
         cheap when there is nothing to do."""
         for cnm in self._inventory:
-            if cnm.quarantine or (cnm.power is not None and not cnm.power.power_good):
-                continue
-            if cnm.capabilities is None or cnm.lease.state is LeaseState.FENCED:
-                self._ask(cnm, "mc", self._set_mc_eid)
-            elif cnm.lease.state is LeaseState.FENCING:
-                continue  # known already, and on its way out
-            elif not cnm.agent_ready:
-                self._ask(cnm, "agent", self._set_agent_eid)
-            elif cnm.lease.admissible:
-                self._ask(cnm, "admit", self._read_status)
-            elif cnm.lease.state is LeaseState.SUSPECT:
-                self._ask(cnm, "probe", self._probe_agent)
+            self.look(cnm)
+
+    def look(self, cnm: Cnm) -> None:
+        """Ask one module the next thing that is not known of it and not being asked."""
+        if cnm.quarantine or (cnm.power is not None and not cnm.power.power_good):
+            return
+        if cnm.capabilities is None or cnm.lease.state is LeaseState.FENCED:
+            self._ask(cnm, "mc", self._set_mc_eid)
+        elif cnm.lease.state is LeaseState.FENCING:
+            return  # known already, and on its way out
+        elif not cnm.agent_ready:
+            self._ask(cnm, "agent", self._set_agent_eid)
+        elif cnm.lease.admissible:
+            self._ask(cnm, "admit", self._read_status)
+        elif cnm.lease.state is LeaseState.SUSPECT:
+            self._ask(cnm, "probe", self._probe_agent)
 
     def forget(self, cnm: Cnm) -> None:
         """The module lost its power or is being fenced: end what is being asked."""
@@ -225,7 +229,7 @@ class Discovery:
                 f"{reply.memory_bytes >> 20} MiB",
                 cnm=cnm.id,
             )
-        self.scan_cnms()
+        self.look(cnm)
 
     # --- the agent link ---
 
@@ -260,7 +264,7 @@ class Discovery:
                 self._events.emit(EventCode.WINDOW_DOWN, f"{cnm.id}: {error}", cnm=cnm.id)
                 return
             cnm.agent_ready = True
-            self.scan_cnms()
+            self.look(cnm)
 
         self._sessions.open_window(cnm, attached)
 

@@ -78,6 +78,11 @@ class Fencing:
                     cnm.lease.restore_fenced(boot_id)
             self._switch(cnm, PowerAction.READ)
             self._arm(cnm)
+        self._loop.post(self._begin_listening)
+
+    def _begin_listening(self) -> None:
+        """Nobody is called silent before the links have been read for the first time."""
+        self._start_ns = self._loop.now_ns()
 
     def on_heartbeat(self, cnm: Cnm, heartbeat: Heartbeat) -> None:
         """A HEARTBEAT came on the module's MC link: grant it, or not."""
@@ -85,7 +90,7 @@ class Fencing:
         if heartbeat.boot_id != cnm.boot_id:
             if cnm.lease.state is not LeaseState.FENCING:
                 cnm.capabilities = None  # another boot: a HELLO will tell
-                self._discovery.scan_cnms()
+                self._discovery.look(cnm)
             return
         cnm.heartbeat = heartbeat
         cnm.heartbeat_ns = now_ns
@@ -99,7 +104,7 @@ class Fencing:
             )
             self.grants += cnm.mc.notify(grant, urgent=True)
         elif cnm.lease.state is LeaseState.SUSPECT:
-            self._discovery.scan_cnms()  # it may return, after its instances were read anew
+            self._discovery.look(cnm)  # it may return, after its instances were read anew
 
     def set_power(self, cnm: Cnm, on: bool, done: Callable[[bool], None]) -> None:
         """A person's wish, kept over restarts. Off is a fence: its components go elsewhere."""
@@ -140,7 +145,7 @@ class Fencing:
         self._arm(cnm)
 
     def _tick(self, cnm: Cnm) -> None:
-        now_ns = self._loop.now_ns()
+        now_ns = self._loop.turn_ns  # a daemon that was held up must not call its modules silent
         lease = cnm.lease
         if lease.suspect_if_silent(now_ns):
             heard_ms = (now_ns - (cnm.heartbeat_ns or now_ns)) // MS
@@ -220,7 +225,7 @@ class Fencing:
             self._events.emit(EventCode.CNM_POWER, text, cnm=cnm.id)
             self._inventory.on_change(cnm)
         if state.power_good and not state.failing:
-            self._discovery.scan_cnms()
+            self._discovery.look(cnm)
         if (state.failing or not state.power_good) and cnm.lease.suspect_now():
             self._say_suspect(cnm, f"its power goes ({state.text})")
         if not state.power_good and cnm.lease.state is LeaseState.NEW:

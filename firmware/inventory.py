@@ -148,11 +148,13 @@ class Inventory:
 
     def __init__(self) -> None:
         self._cnms: dict[str, Cnm] = {}
+        self._by_slot: dict[int, Cnm] = {}
         self.on_change: Callable[[Cnm], None] = lambda _cnm: None
 
     def add(self, cnm: Cnm) -> None:
         assert cnm.id not in self._cnms
         self._cnms[cnm.id] = cnm
+        self._by_slot[cnm.config.slot] = cnm
 
     def __iter__(self) -> Iterator[Cnm]:
         return iter(self._cnms.values())
@@ -161,7 +163,7 @@ class Inventory:
         return self._cnms.get(cnm_id)
 
     def by_slot(self, slot: int) -> Cnm | None:
-        return next((cnm for cnm in self._cnms.values() if cnm.config.slot == slot), None)
+        return self._by_slot.get(slot)
 
     def look(self, place: Place, instance: str) -> Seen:
         """What may be relied on about `instance` at `place`."""

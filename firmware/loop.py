@@ -39,6 +39,9 @@ class Loop:
         self._timer_seq = 0
         self._watches: dict[int, Callable[[Event], None]] = {}
         self._running = False
+        # when it was last asked what is ready: all that had come by then is dispatched before any
+        # timer of the turn, so that silence is judged at this moment and not at a later one
+        self.turn_ns = clock.now_ns()
         self.longest_turn_ns = 0  # worst stall seen; read and reset by the monitor
 
     def now_ns(self) -> int:
@@ -129,7 +132,7 @@ class Loop:
     def _turn(self, until_ns: int | None) -> bool:
         now_ns = self.clock.now_ns
         ready = self.clock.wait(until_ns)
-        start_ns = now_ns()
+        start_ns = self.turn_ns = now_ns()
         done = False
         for handle, events in ready:
             call = self._watches.get(handle)
