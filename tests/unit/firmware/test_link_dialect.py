@@ -2,9 +2,14 @@
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from firmware.board import load_board
+from firmware.board_file import BoardError
+from firmware.cnm.config import CnmConfig
+from firmware.keeper_config import plan_keeper
 from firmware.link import Link
 from firmware.link_dialect import HOLD_NS, STALE_NS
 from firmware.loop import MS, Loop
@@ -247,3 +252,34 @@ def test_an_end_of_a_fixed_dialect_probes_nothing_and_never_moves() -> None:
     ends.run(1)
     assert ends.card.dialect is B
     assert ends.card.drops["tx_packets"] == 2
+
+
+@pytest.mark.parametrize("dialect", [None, *Dialect])
+def test_the_dialect_of_a_module_goes_from_its_board_to_its_init(
+    dialect: Dialect | None, tmp_path: Path
+) -> None:
+    line = f'dialect = "{dialect}"' if dialect else ""
+    file = tmp_path / "odd.toml"
+    file.write_text(
+        '[board]\nname = "odd"\nkind = "local"\ninherit = "local"\ndescription = "one of them"\n'
+        f"[[slot]]\nslot = 2\n[slot.module]\n{line}\n"
+    )
+    board = load_board(str(file), run_dir=str(tmp_path))
+    plan = plan_keeper(board, run=tmp_path, state=tmp_path, python="python", env={})
+    read = {name: CnmConfig.from_json(made.to_json()) for name, (_, made) in plan.inits.items()}
+    assert {name: config.module.dialect for name, config in read.items()} == {
+        "cnm0": None,
+        "cnm1": None,
+        "cnm2": dialect,
+        "cnm3": None,
+    }
+
+
+def test_a_dialect_that_is_none_of_the_four_is_refused_with_what_is_known(tmp_path: Path) -> None:
+    file = tmp_path / "odd.toml"
+    file.write_text(
+        '[board]\nname = "odd"\nkind = "local"\ninherit = "local"\ndescription = "one of them"\n'
+        '[[slot]]\nslot = 2\n[slot.module]\ndialect = "E"\n'
+    )
+    with pytest.raises(BoardError, match="one of adapts, A, B, C, D"):
+        load_board(str(file), run_dir=str(tmp_path))
