@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check bench packages clean
+.PHONY: setup demo test check bench fuzz packages clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,14 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/apf bench
+
+# Each target for SECONDS; TARGET=name for one of them. Ends 1 on a crash, and keeps its input.
+# The engine is installed where there is a wheel of it; without, inputs are made by chance.
+SECONDS ?= 10
+fuzz: $(STAMP)
+	$(BIN)/python -c 'import atheris' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -e '.[fuzz]' || true
+	$(BIN)/python -m tests.fuzz run --seconds $(SECONDS) $(TARGET)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

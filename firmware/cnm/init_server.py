@@ -23,13 +23,22 @@ from firmware.cnm.lease_guard import LeaseGuard
 from firmware.cnm.local_stream import Answer, Args, Reply
 from firmware.cnm.mc import Vitals
 from firmware.cnm.prepared_json import prepared_from_json
-from firmware.cnm.records import Instance, RefusedError, ctx_from_json
+from firmware.cnm.records import (
+    U64_MAX,
+    Instance,
+    RefusedError,
+    ctx_from_json,
+    number_of,
+    uuid_of,
+)
 from firmware.cnm.runner import Runner
+from firmware.fields import FieldError
 from hal.errors import HalError
 from hal.ports import ExitReason as PortExitReason
 from hal.ports import Reactor, Usage
 from protocol.apf import (
     CGROUP_MAX_BYTES,
+    INSTANCE_MAX_BYTES,
     STATUS_END,
     STATUS_ENTRIES_MAX,
     USAGE_MAX,
@@ -93,7 +102,7 @@ class InitServer:
             answer = {**handler(args), "status_seq": self._table.status_seq}
         except RefusedError as exc:
             reply(exc)
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, FieldError) as exc:
             text = f"init: {operation}: unknown, or bad arguments: {exc!r}"
             reply(RefusedError(RefusalReason.INTERNAL, text))
         else:
@@ -105,7 +114,8 @@ class InitServer:
             for name in ("link_tx_bytes", "link_rx_bytes"):
                 if name in args:  # else they are as they were
                     value = args[name]
-                    setattr(self._vitals, name, value if isinstance(value, int) else None)
+                    known = type(value) is int and 0 <= value <= U64_MAX  # else no telemetry
+                    setattr(self._vitals, name, value if known else None)
         self._on_alive()
 
     def _on_alive(self) -> None:
@@ -123,7 +133,7 @@ class InitServer:
 
     def _hello(self, args: Args) -> Args:
         binding = self._guard.binding
-        verdict = binding.introduce(bytes.fromhex(args["card"]), int(args["epoch"]))
+        verdict = binding.introduce(uuid_of(args, "card"), number_of(args, "epoch"))
         return {"verdict": verdict.value, "bound": binding.card_uuid.hex(), "epoch": binding.epoch}
 
     def _look(self, args: Args) -> Args:
@@ -141,7 +151,7 @@ class InitServer:
             ctx_from_json(args["ctx"]),
             *_named(args),
             spec_digest=bytes.fromhex(args["spec"]),
-            volumes=tuple(args["volumes"]),
+            volumes=_volumes(args),
         )
         return {"state": int(state)}
 
@@ -155,7 +165,7 @@ class InitServer:
         return {"state": int(self._table.start(ctx_from_json(args["ctx"]), *_named(args)))}
 
     def _stop(self, args: Args) -> Args:
-        grace_ms = int(args["grace_ms"])
+        grace_ms = number_of(args, "grace_ms")
         ctx = ctx_from_json(args["ctx"])
         return {"state": int(self._table.stop(ctx, *_named(args), grace_ms=grace_ms))}
 
@@ -171,7 +181,7 @@ class InitServer:
 
     def _status(self, args: Args) -> Args:
         instances = self._table.listing()
-        cursor = int(args["cursor"])
+        cursor = number_of(args, "cursor", STATUS_END)
         page = instances[cursor : cursor + STATUS_ENTRIES_MAX]
         after = cursor + len(page)
         return {
@@ -183,7 +193,7 @@ class InitServer:
 
     def _usage(self, args: Args) -> Args:
         alive = [i for i in self._table.listing() if i.state is InstanceState.RUNNING]
-        cursor = int(args["cursor"])
+        cursor = number_of(args, "cursor", STATUS_END)
         page = alive[cursor : cursor + USAGE_MAX]
         after = cursor + len(page)
         return {
@@ -243,4 +253,18 @@ def status_of(instance: Instance) -> dict[str, Any]:
 
 
 def _named(args: Args) -> tuple[str, int]:
-    return str(args["instance"]), int(args["generation"])
+    name = args["instance"]
+    if not isinstance(name, str) or not name.isprintable() or not _fits(name, INSTANCE_MAX_BYTES):
+        raise ValueError(f"instance: {name!r:.60}, wanted a name of 1..{INSTANCE_MAX_BYTES} bytes")
+    return name, number_of(args, "generation")
+
+
+def _volumes(args: Args) -> tuple[str, ...]:
+    names = args["volumes"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"volumes: {names!r:.60}, wanted names")
+    return tuple(names)
+
+
+def _fits(text: str, limit: int) -> bool:
+    return 0 < len(text.encode()) <= limit

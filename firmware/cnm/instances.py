@@ -157,6 +157,9 @@ class InstanceTable:
         elif result.runtime not in self._runner.names:
             instance.state = InstanceState.FAILED
             instance.text = f"no runtime {result.runtime!r}; here: {', '.join(self._runner.names)}"
+        elif result.spec.key != instance.key:  # what we could not find again, we could not kill
+            instance.state = InstanceState.FAILED
+            instance.text = f"prepared as {result.spec.key!r}, its key is {instance.key!r}"
         else:
             instance.state, instance.prepared = InstanceState.PREPARED, result
         self._change()

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from firmware.cnm.records import RefusedError
+from firmware.cnm.records import RefusedError, number_of
 from hal.errors import LinkDown
 from hal.ports import READ_LIMIT_BYTES, ByteStream, Event, Reactor
 from protocol.apf import RefusalReason
@@ -22,6 +22,7 @@ LINE_LIMIT: Final = 1 << 20  # a page of 16 status entries takes 10 kB, the bigg
 UNSENT_LIMIT: Final = 4 << 20
 REQUESTS_LIMIT: Final = 512
 READS_A_TURN: Final = 4
+U32_MAX: Final = 0xFFFF_FFFF
 ALIVE_LINE: Final = b'{"op":"ping","args":{}}\n'
 
 Args: TypeAlias = Mapping[str, Any]
@@ -155,7 +156,7 @@ class LocalPeer:
                 self.on_notice(op, args)
             else:
                 self.on_request(op, args, lambda answer: self._answer(number, answer))
-        elif isinstance(number, int) and (done := self._pending.pop(number, None)):
+        elif type(number) is int and (done := self._pending.pop(number, None)):
             done(_answer_of(message))
 
     def _answer(self, number: int, answer: Answer) -> None:
@@ -179,7 +180,7 @@ def _answer_of(message: Args) -> Answer:
         return RefusedError(
             RefusalReason(refused["reason"]),
             str(refused["text"]),
-            retry_after_ms=int(refused["retry_after_ms"]),
+            retry_after_ms=number_of(refused, "retry_after_ms", U32_MAX),
         )
     except (KeyError, TypeError, ValueError):
         return RefusedError(RefusalReason.INTERNAL, "an answer that can't be read")

@@ -9,9 +9,10 @@ from typing import Final
 from firmware.cnm.health_spec import Healthcheck
 from firmware.cnm.lease_guard import Verdict
 from hal.ports import InstanceExit, InstanceHandle, InstanceSpec
-from protocol.apf import Ctx, Health, InstanceState, Refusal, RefusalReason
+from protocol.apf import UUID_BYTES, Ctx, Health, InstanceState, Refusal, RefusalReason
 
 KEY_SLUG_CHARS: Final = 32  # + "." + 8 hex + "." + 20 digits stay within InstanceSpec's 64
+U64_MAX: Final = (1 << 64) - 1
 LEASE_EXPIRED_TEXT: Final = "lease expired"
 
 ALIVE: Final = frozenset({InstanceState.STARTING, InstanceState.RUNNING, InstanceState.STOPPING})
@@ -108,7 +109,23 @@ def ctx_to_json(ctx: Ctx) -> dict[str, object]:
 def ctx_from_json(value: Mapping[str, object]) -> Ctx:
     """Raises KeyError, TypeError or ValueError; the far end is our own agent."""
     return Ctx(
-        card_uuid=bytes.fromhex(str(value["card"])),
-        epoch=int(str(value["epoch"])),
-        boot_id=bytes.fromhex(str(value["boot"])),
+        card_uuid=uuid_of(value, "card"),
+        epoch=number_of(value, "epoch"),
+        boot_id=uuid_of(value, "boot"),
     )
+
+
+def number_of(value: Mapping[str, object], name: str, high: int = U64_MAX) -> int:
+    """A number that has a wire form. Raises KeyError, ValueError."""
+    number = value[name]
+    if type(number) is not int or not 0 <= number <= high:
+        raise ValueError(f"{name}: {number!r:.60}, wanted 0..{high}")
+    return number
+
+
+def uuid_of(value: Mapping[str, object], name: str) -> bytes:
+    """Raises KeyError, ValueError."""
+    data = bytes.fromhex(str(value[name]))
+    if len(data) != UUID_BYTES:
+        raise ValueError(f"{name}: {len(data)} bytes, wanted {UUID_BYTES}")
+    return data

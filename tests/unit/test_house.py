@@ -91,7 +91,7 @@ def test_every_dependency_says_why() -> None:
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
     inside, wrong = False, []
     for line in lines:
-        if line.startswith(("dependencies", "dev =")):
+        if line.startswith(("dependencies", "dev =", "fuzz =")):
             inside = True
         elif line.startswith("]"):
             inside = False

@@ -146,3 +146,29 @@ def test_an_answer_to_nothing_is_ignored(pair) -> None:
     pair.ends[0].inbox += b'{"id":99,"ok":{}}\n{"id":[1],"ok":{}}\n'
     pair.pump()
     assert pair.agent.up
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"id":1,"refused":{"reason":10,"retry_after_ms":Infinity,"text":""}}\n',
+        b'{"id":1,"refused":{"reason":[],"retry_after_ms":1,"text":""}}\n',
+        b'{"id":1,"refused":7}\n',
+        b'{"id":1,"ok":7}\n',
+    ],
+)
+def test_an_answer_that_can_not_be_read_is_an_error_of_that_request(pair, line) -> None:
+    got = []
+    pair.agent.request("a", {}, got.append)
+    pair.ends[0].inbox += line
+    pair.pump()
+    assert [error.reason for error in got] == [RefusalReason.INTERNAL]
+    assert pair.agent.up
+
+
+def test_true_is_not_the_first_request(pair) -> None:
+    got = []
+    pair.agent.request("a", {}, got.append)
+    pair.ends[0].inbox += b'{"id":true,"ok":{}}\n'
+    pair.pump()
+    assert got == []
