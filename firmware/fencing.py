@@ -160,7 +160,9 @@ class Fencing:
             proof = lease.fenced_if_proven(now_ns, trust_wait=trust_wait)
             if proof is not None:
                 self._finish_fence(cnm, proof.value)
-            elif cnm.id not in self._switching and lease.power_fence:
+            elif (
+                cnm.id not in self._switching and lease.power_fence and not lease.holds_low(now_ns)
+            ):
                 self._switch(cnm, PowerAction.OFF)  # again when it is off: its answer is a reading
         self._arm(cnm)
 

@@ -193,6 +193,13 @@ class CardLease:
             return None
         return max(0, self.timing.lease_ms - (now_ns - self._granted_ns) // MS)
 
+    def holds_low(self, now_ns: int) -> bool:
+        """Asked for, it was low, and off_hold_ms is not over: there is nothing to ask now."""
+        since_ns = self._low_since_ns
+        if since_ns is None or self._low_asked_ns is None:
+            return False
+        return now_ns - since_ns < self.timing.off_hold_ms * MS
+
     def _held_low(self) -> bool:
         """Low for off_hold_ms, by a reading that was asked for at the end of it. That nobody has
         told of its return is not enough: a daemon that is held up hears of that too late."""

@@ -93,6 +93,15 @@ def test_silence_on_the_mc_link_alone_is_no_reason_to_cut_the_power_before_the_l
     moved_within(world, before, LEASE_FENCE_S - 4.5)
 
 
+def test_a_fence_asks_for_the_power_once_before_the_hold_time_and_once_after_it() -> None:
+    world = running_world()
+    cnm = world.running()[WEB][0]
+    world.modules[cnm].cut()
+    world.run_until(lambda: "cnm.fenced" in world.codes(cnm=cnm), 10)
+    asked = [e for e in world.kernel.trace.entries(what="power_off") if e.detail == cnm]
+    assert len(asked) == 2
+
+
 def test_without_switchable_power_the_lease_is_the_fence() -> None:
     world = running_world(fence=FenceKind.LEASE)
     cnm = world.where(WEB)
