@@ -202,12 +202,13 @@ class ManagementController:
         )
 
     def _cpu_milli(self, cpu_us: int | None) -> int | None:
-        """Mean since the last telemetry; None the first time."""
+        """Mean since the last telemetry; None the first time. Two that follow each other at once
+        (the clock was held up) make any step of the counter absurd: cut to what a report holds."""
         now_ns = self._reactor.now_ns()
         last, self._cpu = self._cpu, None if cpu_us is None else (cpu_us, now_ns)
         if cpu_us is None or last is None or now_ns <= last[1]:
             return None
-        return max(0, cpu_us - last[0]) * MS // (now_ns - last[1])
+        return min(U32, max(0, cpu_us - last[0]) * MS // (now_ns - last[1]))
 
     def _nvme_used(self) -> int | None:
         """What of the module's NVMe is not free."""

@@ -8,7 +8,7 @@ import pytest
 from firmware.cnm.records import Instance
 from protocol.apf import InstanceState
 from tools.sim.documents import component, volume, workload
-from tools.sim.world import World
+from tools.sim.world import SECOND, World
 
 BAD = "cnm2"
 
@@ -165,3 +165,16 @@ def test_a_module_whose_clock_is_off_by_one_in_a_thousand_is_still_fenced_safely
         module.slot.stuck_on = False
         world.settle()
         assert len(world.running()) == 4
+
+
+def test_a_counter_that_leaps_between_two_reports_is_cut_and_hurts_nobody() -> None:
+    world = World(seed=2)
+    world.boot()
+    module = world.modules["cnm1"]
+    clock = world.kernel.node(module.init_node).clock
+    clock.skip(10**7 * SECOND)
+    world.wait_leased("cnm1")
+    world.run(3)
+    module.busy_milli = 8000  # it was busy for months, says the counter all of a sudden
+    world.run(3)
+    assert not module.halted
