@@ -89,13 +89,20 @@ def _trip(site: Site) -> Injection | None:
         end()
         module.slot.lose_power()
 
-    world.kernel.after(TRIP_REPORTS * period_ns, trip)
+    cancel = world.kernel.after(TRIP_REPORTS * period_ns, trip)
+
+    def cool_down() -> None:
+        cancel()
+        end()
+
     return injection(
         site,
         "E1",
         f"{module.id}: hot, and trips",
         lambda: hot() and bool(later("cnm.power", "cnm.booted", cnm=module.id)),
         cnm=module.id,
+        heal=cool_down,
+        lasts_ns=10 * TRIP_REPORTS * period_ns,  # a hasty seed's tenth is enough
     )
 
 
