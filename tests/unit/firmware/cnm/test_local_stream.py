@@ -168,6 +168,7 @@ def test_an_answer_that_can_not_be_read_is_an_error_of_that_request(pair, line) 
 
 def test_true_is_not_the_first_request(pair) -> None:
     got = []
+    pair.init.on_request = lambda _op, _args, _reply: None
     pair.agent.request("a", {}, got.append)
     pair.ends[0].inbox += b'{"id":true,"ok":{}}\n'
     pair.pump()
