@@ -65,7 +65,7 @@ class LinkDialect:
         self._changed = changed
         self._leads = leads
         self._fixed = fixed is not None
-        self._splits = 0  # changes of mind between B and C
+        self._splits = 0  # changes of mind between B and C on the line that is open
         self._probes = 0
         self.current = fixed or Dialect.A
         self.frame: Framer = framer(self.current)
@@ -73,6 +73,7 @@ class LinkDialect:
 
     def deframer(self) -> SerialDeframer:
         """For a line that was just opened."""
+        self._splits = 0
         return SerialDeframer(dialect=self.current, adopt=None if self._fixed else self._adopt)
 
     def probe(self, packet: bytes) -> bytes:

@@ -230,6 +230,20 @@ def test_two_ends_that_adapt_meet_from_anywhere_and_never_part_again(
         assert ends.card.dialect is ends.cnm.dialect
 
 
+def test_each_change_between_b_and_c_takes_the_card_twice_as_many_frames_as_the_last() -> None:
+    ends = joined()
+    ends.teach("a", B)
+    for count, other in ((2, C), (4, B), (8, C)):
+        ends.teach("a", other, count - 1)
+        assert ends.card.dialect is not other
+        ends.teach("a", other, 1)
+        assert ends.card.dialect is other
+    ends.teach("b", B)
+    for other in (C, B, C, B):  # the module's end follows at once
+        ends.teach("b", other, 2)
+        assert ends.cnm.dialect is other
+
+
 def test_what_waits_in_the_old_dialect_is_dropped_and_counted() -> None:
     ends = joined()
     for _ in range(4):  # more than the line's buffer takes
