@@ -39,9 +39,10 @@ def split_path(path: str) -> list[str]:
     return parts
 
 
-def open_dir(root_fd: int, parts: list[str], *, make: bool = False) -> int:
+def open_dir(root_fd: int, parts: list[str], *, make: bool = False, durable: bool = False) -> int:
     """A descriptor of the directory; symlinks on the way are Refused. With `make`, missing
-    directories are made. Raises OSError (ENOENT, ENOTDIR, ...) otherwise."""
+    directories are made, with `durable` each with its name synced: else a power cut may take the
+    directory with all that was synced in it. Raises OSError (ENOENT, ENOTDIR, ...) otherwise."""
     fd = os.open(".", DIR_FLAGS, dir_fd=root_fd)
     try:
         for part in parts:
@@ -51,6 +52,8 @@ def open_dir(root_fd: int, parts: list[str], *, make: bool = False) -> int:
                 if not make:
                     raise
                 os.mkdir(part, 0o755, dir_fd=fd)
+                if durable:
+                    os.fsync(fd)
                 below = os.open(part, DIR_FLAGS, dir_fd=fd)
             except NotADirectoryError as exc:
                 if is_symlink(part, fd):

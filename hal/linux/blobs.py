@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from hal.errors import HalError, Refused, StoreFull, Unavailable
-from hal.linux.beneath import DIR_FLAGS, write_all
+from hal.linux.beneath import write_all
+from hal.linux.durable import make_dirs, sync_dir
 from hal.linux.oserror import hal_error
 from hal.linux.workers import Check, Workers
 from hal.ports import Buffer, Done, Reactor
@@ -52,9 +53,10 @@ class LinuxBlobStore:
         self._workers = workers
         self._partials: dict[bytes, _Partial] = {}  # at most PARTIAL_LIMIT
         self._serial = itertools.count()
+        self._folds: set[str] = set()  # directories whose names this process synced; at most 256
         try:
-            os.makedirs(f"{self._root}/sha256", 0o700, exist_ok=True)
-            os.makedirs(f"{self._root}/partial", 0o700, exist_ok=True)
+            make_dirs(f"{self._root}/sha256", 0o700)
+            make_dirs(f"{self._root}/partial", 0o700)
             self._tidy()
         except OSError as exc:
             raise hal_error(exc, f"blob store {self._root}") from exc
@@ -305,11 +307,11 @@ class LinuxBlobStore:
     def _admit(self, path: str, digest: bytes) -> None:
         final = self.path_of(digest)
         fold = os.path.dirname(final)
-        if not os.path.isdir(fold):
-            os.makedirs(fold, 0o700, exist_ok=True)
-            _sync_dir(os.path.dirname(fold))
+        if fold not in self._folds:
+            make_dirs(fold, 0o700)
+            self._folds.add(fold)
         os.rename(path, final)
-        _sync_dir(fold)
+        sync_dir(fold)
 
     def _make_room(self, size_bytes: int) -> None:
         """Raises StoreFull unless it fits beside what was promised to the partial objects."""
@@ -351,11 +353,3 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         return
-
-
-def _sync_dir(path: str) -> None:
-    fd = os.open(path, DIR_FLAGS)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -16,6 +16,7 @@ from hal.linux.beneath import (
     split_path,
     write_all,
 )
+from hal.linux.durable import make_dirs
 from hal.linux.oserror import hal_error
 from hal.linux.workers import Check, Workers
 from hal.ports import Buffer
@@ -47,7 +48,7 @@ class LinuxFiles:
         self._emptying = False
         self._more_trash = False
         try:
-            os.makedirs(self._root, 0o700, exist_ok=True)
+            make_dirs(self._root, 0o700)
             self._fd = os.open(self._root, DIR_FLAGS)
         except OSError as exc:
             raise hal_error(exc, f"root {self._root}") from exc
@@ -76,7 +77,7 @@ class LinuxFiles:
         if len(data) > WRITE_LIMIT_BYTES:
             raise Refused(f"write of {path!r}: {len(data)} B, at most {WRITE_LIMIT_BYTES}")
         try:
-            parent, name = self._parent(path, make=True)
+            parent, name = self._parent(path, make=True, durable=True)
             try:
                 self._replace(parent, name, data)
             finally:
@@ -147,13 +148,13 @@ class LinuxFiles:
             raise hal_error(exc, f"free space of {self._root}") from exc
         return info.f_bavail * info.f_frsize
 
-    def _parent(self, path: str, *, make: bool = False) -> tuple[int, str]:
+    def _parent(self, path: str, *, make: bool = False, durable: bool = False) -> tuple[int, str]:
         parts = split_path(path)
         if not parts:
             raise Refused("an empty path names the root itself")
         if parts[0].startswith(OURS) or parts[-1].startswith(OURS):
             raise Refused(f"path {path!r}: names that begin with {OURS!r} are the store's own")
-        return open_dir(self._fd, parts[:-1], make=make), parts[-1]
+        return open_dir(self._fd, parts[:-1], make=make, durable=durable), parts[-1]
 
     def _open(self, path: str, flags: int, *, make: bool = False) -> int:
         parent, name = self._parent(path, make=make)
