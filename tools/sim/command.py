@@ -22,6 +22,7 @@ from tools.sim.run import Outcome, plan_of, run_plan, run_seed
 from tools.sim.shrink import Shrunk, shrink
 
 SEEDS_MOST: Final = 10_000_000
+SAID_CHARS: Final = 200
 SHRUNK_MOST: Final = 3  # violations of one run that are made shorter
 SAY_EVERY_NS: Final = 10_000_000_000  # where there is no terminal for a bar
 BAR_AFTER_NS: Final = 2_000_000_000
@@ -169,6 +170,10 @@ def _run(out: Output, report: Report, wanted: Sequence[int], jobs: int) -> None:
         with _progress(out, clock, len(wanted)) as tell:
             for outcome in run_all(wanted, one, clock=clock, jobs=jobs):
                 report.add(outcome)
+                if outcome.violation is not None:
+                    found = outcome.violation
+                    first = found.text.split("\n")[0][:SAID_CHARS]
+                    out.say(f"seed {outcome.seed}, {found.at_s:.3f} s: {found.invariant}: {first}")
                 tell(len(report.outcomes), len(report.violations))
     finally:
         clock.close()

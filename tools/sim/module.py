@@ -73,6 +73,7 @@ class SimModule:
         # what becomes of an exception that leaves a handler: False raises it out of the world
         self.on_fault: Callable[[str, BaseException], bool] = lambda _node, _exc: False
         self.busy_milli = 0  # what all of the module uses, as its telemetry says
+        self._busy_us = 0  # what its counter shows beside that
         self.init: Init | None = None
         self.agent: Agent | None = None
         self.agents = 0  # ever started
@@ -95,6 +96,12 @@ class SimModule:
         """Bytes on these links vanish both ways; `cut(False)` mends them."""
         for name in links:
             self.lines[name].cut(on)
+
+    def load(self, milli: int) -> None:
+        """So much of it is used from now on; its counter goes on from where it is."""
+        now_us = self.kernel.node(self.init_node).clock.now_ns() // 1000
+        self._busy_us += now_us * (self.busy_milli - milli) // 1000
+        self.busy_milli = milli
 
     def volume_file(self, volume: str, path: str) -> bytes | None:
         """A file of a volume on the hot tier, as the module's disk has it."""
@@ -174,7 +181,7 @@ class SimModule:
         init.endpoint.serve(HelloRequest, answer)
 
     def _node_usage(self, node: Node) -> Usage:
-        cpu_us = node.clock.now_ns() // 1000 * self.busy_milli // 1000
+        cpu_us = self._busy_us + node.clock.now_ns() // 1000 * self.busy_milli // 1000
         return Usage(cpu_us=cpu_us, memory_bytes=1 << 20)
 
     def _agent_program(self, launch: Launch) -> None:

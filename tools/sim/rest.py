@@ -28,7 +28,7 @@ class Rest:
         """To rest: every module leased, all that is wanted runs. Raises Violation."""
         world = self.world
         for module in world.modules.values():
-            module.busy_milli = 0
+            module.load(0)
         world.start_daemon()
         self._within(self._not_up, "every module leased")
         for name in world.modules:

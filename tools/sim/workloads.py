@@ -96,7 +96,7 @@ class Tenants:
         """A module gets busy, or idle again."""
         module = self.world.modules[rng.choice(list(self.world.modules))]
         share = rng.choice((0, 0, 50, 90, 100))
-        module.busy_milli = module.config.module.cores_milli * share // 100
+        module.load(module.config.module.cores_milli * share // 100)
 
     def end(self, rng: random.Random) -> None:
         """An instance ends by itself: a crash, or out of memory."""
