@@ -14,6 +14,7 @@ from hal.linux.clock import LinuxClock
 from tools.errors import BadUsage
 from tools.output import Output, is_tty
 from tools.session import ApfCommand, Session
+from tools.sim.crash.command import crash_points as sweep_crash_points
 from tools.sim.faults import CLASSES, FAULTS, chosen
 from tools.sim.plan import Plan
 from tools.sim.pool import run_all
@@ -39,6 +40,14 @@ BAR_AFTER_NS: Final = 2_000_000_000
 @click.option("--steps", metavar="N,...|none", help="Of --replay's plan, only these steps.")
 @click.option("--shrink/--no-shrink", "shrinks", default=True, help="Make violations shorter.")
 @click.option("--list-faults", is_flag=True, help="Print the catalogue, and run nothing.")
+@click.option("--crash-points", is_flag=True, help="Cut the journal's power at every write.")
+@click.option(
+    "--operations",
+    type=click.IntRange(1, 100_000),
+    default=1000,
+    show_default=True,
+    help="Of the card's life that --crash-points cuts.",
+)
 @click.option("--jobs", type=click.IntRange(0, 256), default=0, help="Processes; 0 is one a core.")
 @click.pass_obj
 def sim_command(
@@ -53,6 +62,8 @@ def sim_command(
     steps: str | None,
     shrinks: bool,
     list_faults: bool,
+    crash_points: bool,
+    operations: int,
     jobs: int,
 ) -> int:
     """Run the real firmware in a simulated card, under faults, and judge it.
@@ -63,6 +74,8 @@ def sim_command(
     if list_faults:
         _list_faults(session.out)
         return 0
+    if crash_points:
+        return _cut(session.out, operations, seeds, jobs)
     if replay is None and (trace is not None or steps is not None):
         raise BadUsage("usage", "--trace and --steps need --replay SEED")
     asked, wanted, only = _read(board, seeds, hours, heartbeat_hz, faults, replay, steps)
@@ -179,6 +192,20 @@ def _run(out: Output, report: Report, wanted: Sequence[int], jobs: int) -> None:
         clock.close()
 
 
+def _cut(out: Output, operations: int, seeds: str, jobs: int) -> int:
+    """The card's life is that of the first seed."""
+    try:
+        seed = _seeds(seeds).start
+    except ValueError as exc:
+        raise BadUsage("usage", str(exc)) from exc
+    clock = LinuxClock()
+    try:
+        with _progress(out, clock, 100, "percent of the writes") as tell:
+            return sweep_crash_points(out, operations, seed, jobs, lambda done: tell(done, 0))
+    finally:
+        clock.close()
+
+
 def _shrink(out: Output, report: Report, outcome: Outcome) -> None:
     """Fewer steps that break the same, if they can be found."""
     found = outcome.violation
@@ -196,7 +223,9 @@ def _shrink(out: Output, report: Report, outcome: Outcome) -> None:
 
 
 @contextmanager
-def _progress(out: Output, clock: LinuxClock, total: int) -> Iterator[Callable[[int, int], None]]:
+def _progress(
+    out: Output, clock: LinuxClock, total: int, what: str = "seeds"
+) -> Iterator[Callable[[int, int], None]]:
     """On stderr: a bar on a terminal, else a line now and then; nothing for what is short."""
     began_ns = said_ns = clock.now_ns()
     if is_tty(sys.stderr):
@@ -218,12 +247,12 @@ def _progress(out: Output, clock: LinuxClock, total: int) -> Iterator[Callable[[
             transient=True,
             auto_refresh=False,  # no thread beside processes that are forked
         )
-        task = bar.add_task("seeds", total=total)
+        task = bar.add_task(what, total=total)
 
         def show(done: int, broken: int) -> None:
             if clock.now_ns() - began_ns >= BAR_AFTER_NS:
                 bar.start()
-                words = f"seeds, {broken} violations" if broken else "seeds"
+                words = f"{what}, {broken} violations" if broken else what
                 bar.update(task, completed=done, description=words, refresh=True)
 
         try:
@@ -236,7 +265,7 @@ def _progress(out: Output, clock: LinuxClock, total: int) -> Iterator[Callable[[
         nonlocal said_ns
         if clock.now_ns() - said_ns >= SAY_EVERY_NS:
             said_ns = clock.now_ns()
-            out.say(f"{done} of {total} seeds, {broken} violations")
+            out.say(f"{done} of {total} {what}, {broken} violations")
 
     yield say
 
