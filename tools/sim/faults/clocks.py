@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from hal.mock.node import NodeClock
 from hal.ports import FenceKind
-from tools.sim.faults.cnms import longest_pause_s, new_boot, paused, silent
+from tools.sim.faults.cnms import longest_pause_s, new_boot, silenced
 from tools.sim.faults.evidence import cnm_of, drawn_module, works
 from tools.sim.faults.storage import poke
 from tools.sim.faults.types import MS, SECOND, Fault, Injection, Site, injection, span_ns
@@ -73,16 +73,7 @@ def _stand_still(site: Site) -> Injection | None:
     most_s = 60.0 if daemon else longest_pause_s(module, world, 60.0)
     lasts_ns = span_ns(site, 2 * beat_s, most_s)
     name = DAEMON if daemon else module.init_node
-    evidence = silent(world, module, lasts_ns)
-    return injection(
-        site,
-        "T2",
-        f"{name} stands still",
-        evidence,
-        cnm=None if daemon else module.id,
-        heal=paused(world, name),
-        lasts_ns=lasts_ns,
-    )
+    return silenced(site, "T2", f"{name} stands still", module, [name], lasts_ns)
 
 
 def _drift(site: Site) -> Injection | None:

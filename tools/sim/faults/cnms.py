@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from typing import Any, Final
 
 from firmware.signs_of_life import lost_ms
@@ -86,21 +87,36 @@ def longest_pause_s(module: SimModule, world: World, most_s: float) -> float:
     return min(most_s, LEASE_SHARE * world.board.timing.lease_ms / 1000)
 
 
-def silent(world: World, module: SimModule, lasts_ns: int) -> Callable[[], bool]:
-    """Did the card hear no heartbeat for most of `lasts_ns`, or lose patience before?"""
-    later = events_since(world)
-    node = world.kernel.nodes[DAEMON]
-    found = False
+def silenced(
+    site: Site, fault_id: str, text: str, module: SimModule, names: list[str], lasts_ns: int
+) -> Injection:
+    """These processes stop. Seen: when they go on, the card has not heard that module's heart beat
+    for about as long; or it has lost patience with it before."""
+    world = site.world
+    later, start_ns = events_since(world), world.kernel.now_ns
+    beat_ns = world.board.timing.heartbeat_ms * MS
+    resume, missed = paused(world, *names), False
 
-    def look() -> None:
-        nonlocal found
+    def heal() -> None:
+        nonlocal missed
         card = world.card_or_none
         cnm = card.inventory.get(module.id) if card is not None else None
         heard_ns = cnm.heartbeat_ns if cnm is not None else None
-        found = heard_ns is not None and node.clock.now_ns() - heard_ns >= lasts_ns * 9 // 10
+        if heard_ns is not None:
+            silent_ns = world.kernel.nodes[DAEMON].clock.now_ns() - heard_ns
+            span = world.kernel.now_ns - start_ns
+            missed = silent_ns >= max(span * 9 // 10, beat_ns * 3 // 2)
+        resume()
 
-    world.kernel.after(lasts_ns - 1, look)
-    return lambda: found or bool(later("cnm.suspect", "cnm.fencing", cnm=module.id))
+    return injection(
+        site,
+        fault_id,
+        text,
+        lambda: missed or bool(later("cnm.suspect", "cnm.fencing", cnm=module.id)),
+        cnm=None if names == [DAEMON] else module.id,
+        heal=heal,
+        lasts_ns=lasts_ns,
+    )
 
 
 def _hang(site: Site) -> Injection | None:
@@ -111,16 +127,8 @@ def _hang(site: Site) -> Injection | None:
     beat_s = world.board.timing.heartbeat_ms / 1000
     most_s = longest_pause_s(module, world, 20.0)
     lasts_ns = span_ns(site, min(2 * beat_s, most_s), most_s)
-    evidence = silent(world, module, lasts_ns)
-    return injection(
-        site,
-        "C2",
-        f"{module.id}: init and agent hang",
-        evidence,
-        cnm=module.id,
-        heal=paused(world, module.init_node, module.agent_node),
-        lasts_ns=lasts_ns,
-    )
+    names = [module.init_node, module.agent_node]
+    return silenced(site, "C2", f"{module.id}: init and agent hang", module, names, lasts_ns)
 
 
 def _grey_hang(site: Site) -> Injection | None:
@@ -164,13 +172,13 @@ def _slow(site: Site) -> Injection | None:
     sync_ns, on = slot.disk.sync_ns, True
     if slot.slowness != 1:
         return None
-    period_ns = DUTY_NS * SLOWNESS
+    periods = cycle(site.rng.randint(60, 140) * DUTY_NS * SLOWNESS // 100 for _ in range(16))
     resumes: list[Callable[[], None]] = []
 
     def rest() -> None:
         if on:
             resumes[:] = [paused(world, module.init_node, module.agent_node)]
-            world.kernel.after(period_ns - DUTY_NS, work)
+            world.kernel.after(next(periods) - DUTY_NS, work)
 
     def work() -> None:
         for resume in resumes:
@@ -185,7 +193,7 @@ def _slow(site: Site) -> Injection | None:
         work()
 
     slot.slowness, slot.disk.sync_ns = SLOWNESS, sync_ns * SLOWNESS
-    late = _late_beats(world, module, period_ns // 2, 10 * SECOND)
+    late = _late_beats(world, module, DUTY_NS * SLOWNESS // 5, 10 * SECOND)
     rest()
     return injection(
         site,

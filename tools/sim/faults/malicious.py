@@ -14,6 +14,7 @@ from tools.sim.module import SimModule
 
 RESERVED_EID: Final = 3  # DSP0236: 1 to 7 are nobody's
 FLOOD_FACTOR: Final = 100
+FLOOD_LEAST: Final = 10  # packets in a fifth of a second; heartbeats are 2 of them at most
 U32: Final = 0xFFFF_FFFF
 REPLAYED: Final = 3  # frames
 FORGED_EIDS: Final = (8, 10, 77, 254)
@@ -135,7 +136,7 @@ def _flood(site: Site) -> Injection | None:
     module, end = found
     world, init = site.world, found[0].init
     period_ns = world.board.timing.telemetry_ms * MS // FLOOD_FACTOR
-    packets, on = end.packets, True
+    packets, start_ns, on = end.packets, world.kernel.now_ns, True
 
     def send() -> None:
         loop = world.kernel.nodes[module.init_node].loop
@@ -147,13 +148,17 @@ def _flood(site: Site) -> Injection | None:
         nonlocal on
         on = False
 
+    def flooded() -> bool:
+        sent = (world.kernel.now_ns - start_ns) // period_ns
+        return on and end.packets - packets >= max(FLOOD_LEAST, sent // 2)
+
     send()
     lasts_ns = span_ns(site, 1.0, 10.0)
     return injection(
         site,
         "X4",
         f"{module.id}: telemetry at {FLOOD_FACTOR} times its rate",
-        lambda: end.packets >= packets + lasts_ns // period_ns // 2,
+        watched(world, flooded, for_ns=lasts_ns),
         cnm=module.id,
         heal=heal,
         lasts_ns=lasts_ns,
