@@ -3,13 +3,13 @@ request came, what was promised is known to the judge."""
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from firmware.rpc import Caller, Deferred, Dispatcher, MethodTable
 from tools.sim.invariants.decided import Decided
 
-SUBMIT = "workload.submit"
-REMOVE = "workload.remove"
+SUBMIT: Final = "workload.submit"
+REMOVE: Final = "workload.remove"
 
 
 class WatchedDispatcher(Dispatcher):

@@ -4,7 +4,7 @@ Looked at on a slow clock, a part of the modules each time: what piles up stays 
 to be seen, and a queue that is emptied within a turn has done no harm.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 from firmware.cnm import lease_guard, local_stream, staging, tombstones
@@ -36,7 +36,6 @@ class Bounds:
     def __init__(self, kernel: VirtualKernel, fail: Fail) -> None:
         self._kernel = kernel
         self._fail = fail
-        self.more: list[Callable[[], Iterable[Size]]] = []  # what else has a bound
 
     def look(self, sizes: Iterable[Size], of: str) -> None:
         """Raises Violation for the first that is over."""
@@ -50,8 +49,6 @@ class Bounds:
         if control is not None:
             self.look([("connections", len(control._connections), MAX_CONNECTIONS)], "daemon")
         self.look(self.loop_sizes("daemon", slots), "daemon")
-        for sizes in self.more:
-            self.look(sizes(), "world")
 
     def card_end(self, cnm: Any) -> None:
         """What the daemon keeps for one module."""

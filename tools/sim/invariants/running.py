@@ -66,10 +66,6 @@ class Running:
             self._shown = {name: (one.place, instance_of(one)[1], one.pid) for name, one in order}
         return self._shown
 
-    def used(self, cnm: str) -> Room:
-        """What runs there reserves so much."""
-        return self._used[cnm]
-
     def begun(self, one: MockInstance) -> None:
         """An instance has started on a module. Raises Violation."""
         self._shown = None
