@@ -123,7 +123,8 @@ def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
 
     table = rpc.MethodTable()
     Api(card, pids=pids).register(table)
-    listener = UnixServer(str(run / "apf.sock"), gid=socket_gid())
+    full = rpc.error_line(None, rpc.busy("no_descriptors", "the daemon can open nothing more now"))
+    listener = UnixServer(str(run / "apf.sock"), gid=socket_gid(), full_answer=full)
     server = ControlSocket(loop, listener, rpc.Dispatcher(table), _roles())
 
     def stop(code: int) -> None:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hal.linux.clock import LinuxClock
-from tools.errors import DaemonRefused, DaemonUnreachable, DeadlinePassed
+from tools.errors import DaemonRefused, DaemonUnreachable, DeadlinePassed, ToolError
 
 CALL_TIMEOUT_MS: Final = 10_000
 MAX_LINE_BYTES: Final = 32 << 20  # the daemon sends at most 16 MiB
@@ -75,7 +75,13 @@ class Client:
         request_id = self._next_id
         self._next_id += 1
         message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params or {}}
-        self._send(json.dumps(message, separators=(",", ":")).encode() + b"\n", fds, until_ns)
+        try:
+            self._send(json.dumps(message, separators=(",", ":")).encode() + b"\n", fds, until_ns)
+        except DaemonUnreachable as exc:  # it hung up, and may have said why before
+            said = self._last_words(method, until_ns)
+            if said is None:
+                raise
+            raise said from exc
         while True:
             answer = self._receive(until_ns, method)
             if "method" in answer:
@@ -89,6 +95,14 @@ class Client:
             if error is not None:
                 raise _refusal(method, error)
             return answer.get("result")
+
+    def _last_words(self, method: str, until_ns: int) -> ToolError | None:
+        try:
+            answer = self._receive(until_ns, method)
+        except ToolError:
+            return None
+        error = answer.get("error")
+        return None if error is None else _refusal(method, error)
 
     def notifications(self, *, timeout_ms: int | None = None) -> Iterator[dict[str, Any]]:
         """`{"method", "params"}` as they come. Ends when `timeout_ms` pass without one; None waits

@@ -55,6 +55,8 @@ def start_daemon(
     """Start the supervisor and wait until the daemon is ready; its status. `former_pid`: of a
     daemon that answers still and is going to be replaced. Raises DeadlinePassed or CheckFailed
     with the tail of the log."""
+    if not foreground and former_pid is None and "supervisor" in live_owners(places):
+        return _await_ready(places, None, timeout_ms, say, None)  # it is at it already
     places.run.mkdir(parents=True, exist_ok=True)
     places.state.mkdir(parents=True, exist_ok=True)
     board = str(Path(board).absolute()) if Path(board).is_file() else board
@@ -66,8 +68,9 @@ def start_daemon(
         if status:
             raise CheckFailed("daemon_ended", f"the supervisor ended with status {status}")
         return {}
-    places.supervisor_log.unlink(missing_ok=True)
-    with places.supervisor_log.open("wb") as log:
+    if not live_owners(places):  # else a keeper writes to it still
+        places.supervisor_log.unlink(missing_ok=True)
+    with places.supervisor_log.open("ab") as log:
         child = subprocess.Popen(
             argv,
             env=env,
@@ -82,7 +85,7 @@ def start_daemon(
 
 def _await_ready(
     places: Places,
-    child: "subprocess.Popen[bytes]",
+    child: "subprocess.Popen[bytes] | None",
     timeout_ms: int,
     say: Callable[[str], None],
     former_pid: object,
@@ -93,7 +96,7 @@ def _await_ready(
         fresh = status is not None and status.get("daemon_pid", 0) != former_pid
         if status is not None and fresh and status.get("ready", True):
             return status
-        ended = child.poll()
+        ended = None if child is None else child.poll()
         if ended is not None:
             raise CheckFailed(
                 "daemon_ended",

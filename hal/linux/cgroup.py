@@ -177,12 +177,14 @@ class Cgroup:
         return sorted(found - {0})
 
     def populated(self) -> bool:
-        """Does anything live in it or below? Absent is empty."""
+        """Does anything live in it or below? Absent is empty; what can't be looked at is not."""
         events = cgroup_stats.fields(f"{self.v2_dir}/cgroup.events") if self.v2_dir else {}
         if events.get("populated"):
             return True
         # Empty in v2 settles it; without v2 (or before somebody was moved there) look at each.
-        return not events and bool(self.procs())
+        if events:
+            return False
+        return bool(self.procs()) or os.path.isdir(self.v2_dir) or not _can_look()
 
     def freeze(self) -> None:
         """Stop everything in it; through v2 where there is one, for those die of SIGKILL.
@@ -279,6 +281,15 @@ def _walk(top: str) -> Iterator[str]:
         yield directory
         with contextlib.suppress(OSError), os.scandir(directory) as entries:  # gone meanwhile
             pending += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _can_look() -> bool:
+    """Is there a descriptor to read anything with?"""
+    try:
+        os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _pids(path: str) -> list[int]:

@@ -5,6 +5,7 @@ inherits orphans that nobody waits for: it calls `reap_orphans` now and then (on
 a second), which never takes the status of a known child away from its owner.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -73,6 +74,19 @@ class Children:
         self._reactor.watch(pidfd, Event.READ, lambda _: self._reap(pid))
         return child
 
+    def watch_started(self, pid: int, on_exit: Exited) -> Child:
+        """As `watch`, for a child that we have just started as the leader of its session: one that
+        can't be watched (no descriptor is left) must not live on unseen, and is killed."""
+        try:
+            return self.watch(pid, on_exit)
+        except Unavailable:
+            for send in (os.killpg, os.kill):  # it may not lead its group yet
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    send(pid, signal.SIGKILL)  # not reaped, so the number is still its own
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # else `reap_orphans` finds it
+            raise
+
     def reap_orphans(self) -> int:
         """Collect zombies that were re-parented to us; returns how many."""
         reaped = 0
@@ -95,7 +109,10 @@ class Children:
         if known is None:
             return
         child, on_exit = known
-        stat = proc_stat(pid)  # while it is a zombie: afterwards nobody can tell
+        try:
+            stat = proc_stat(pid)  # while it is a zombie: afterwards nobody can tell
+        except OSError:
+            stat = None  # no descriptor to look with: its status still counts
         status: int | None
         try:
             info = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)

@@ -102,8 +102,14 @@ class CommandQueue:
             self._answer(command, hal_error(cause, f"start of {command.argv[0]}"))
             return
         popen.returncode = 0  # reaped through its pidfd
+        try:
+            command.child = self._children.watch_started(
+                popen.pid, lambda status: self._ended(command, status)
+            )
+        except HalError as exc:
+            self._answer(command, exc)
+            return
         self._running += 1
-        command.child = self._children.watch(popen.pid, lambda status: self._ended(command, status))
         if command.on_started is not None:
             command.on_started(popen.pid)
 

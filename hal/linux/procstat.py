@@ -1,5 +1,6 @@
 """What /proc tells about one process. Ref: proc(5)."""
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -23,11 +24,14 @@ class ProcStat:
 
 
 def proc_stat(pid: int) -> ProcStat | None:
-    """None when there is no such process."""
+    """None when there is no such process. Raises OSError when no descriptor is left to look:
+    nobody may take that for a death."""
     try:  # the name may hold anything: ")" too, and what is no UTF-8
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="surrogateescape") as file:
             text = file.read()
-    except OSError:
+    except OSError as exc:
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return None
     head, _, tail = text.rpartition(")")
     fields = tail.split()

@@ -124,17 +124,21 @@ class RuntimeBase:
     def _kill(self, instance: Instance) -> None:
         instance.group.kill()
         if instance.session:
-            for pid in session_pids(instance.session):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signals.SIGKILL)
+            with contextlib.suppress(OSError):  # no descriptor to list them by: tried again
+                for pid in session_pids(instance.session):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signals.SIGKILL)
         if instance.child is not None:
             instance.child.kill(signals.SIGKILL)
 
     def _alive(self, instance: Instance) -> bool:
         if instance.child is not None and instance.child.alive:
             return True
-        if instance.session and session_pids(instance.session):
-            return True
+        try:
+            if instance.session and session_pids(instance.session):
+                return True
+        except OSError:
+            return True  # what can't be looked at is not known to be dead
         return instance.group.populated()
 
     def _until_empty(

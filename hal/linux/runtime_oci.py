@@ -237,7 +237,11 @@ class OciRuntime(RuntimeBase):
         except HalError as exc:
             self._fail(instance, exc)
             return
-        stat = proc_stat(pid)
+        try:
+            stat = proc_stat(pid)
+        except OSError as exc:
+            self._fail(instance, hal_error(exc, f"instance {key}: process {pid}"))
+            return
         instance.name_before = stat.name if stat is not None else ""
         instance.exe_before = executable(pid)
         ticks = stat.start_ticks if stat is not None else 0
@@ -275,7 +279,10 @@ class OciRuntime(RuntimeBase):
             )
             return
         exe = executable(handle.pid)
-        stat = proc_stat(handle.pid)
+        try:
+            stat = proc_stat(handle.pid)
+        except OSError:
+            stat = None  # no descriptor to look with: looked at again
         if (exe is not None and exe != instance.exe_before) or (
             stat is not None and stat.name != instance.name_before and stat.state not in "ZX"
         ):

@@ -209,8 +209,15 @@ class ProcessRuntime(RuntimeBase):
         self._instances[key] = instance
         instance.output_fd = output_read
         instance.session = 0 if joins else pid
-        instance.child = self._children.watch(pid, partial(self._first_gone, instance))
-        stat = proc_stat(pid)
+        try:
+            gone = partial(self._first_gone, instance)
+            instance.child = self._children.watch_started(pid, gone)
+            stat = proc_stat(pid)
+        except (HalError, OSError) as exc:
+            close_fds(status_read)
+            error = exc if isinstance(exc, HalError) else hal_error(exc, f"process {pid}")
+            self._fail(instance, error)
+            return
         handle = InstanceHandle(
             pid=pid,
             start_ticks=stat.start_ticks if stat is not None else 0,
@@ -266,21 +273,27 @@ class ProcessRuntime(RuntimeBase):
             self._kill_session(child.pid)
 
         try:
-            child = self._children.watch(spawn_stub(config, output.write_fd, []), ended)
+            pid = spawn_stub(config, output.write_fd, [])
+            child = self._children.watch_started(pid, ended)
         except OSError as exc:
             output.finish()
             raise hal_error(exc, f"instance {spec.key}: start of {argv[0]!r}") from exc
+        except HalError:
+            output.finish()
+            raise
         output.started()
         self._execs += 1
         cancel = self._reactor.call_at(deadline_ns, kill)
 
     def _kill_session(self, session: int, tries: int = EXEC_KILLS) -> None:
         """Once is not enough: a member may fork between being listed and being killed."""
-        members = session_pids(session)
-        for member in members:
+        members: list[int] | None = None
+        with contextlib.suppress(OSError):  # no descriptor to list them by: once more
+            members = session_pids(session)
+        for member in members or ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member, _SIGKILL)
-        if members and tries:
+        if members != [] and tries:
             self._reactor.call_at(
                 self._reactor.now_ns() + POLL_FIRST_NS,
                 lambda: self._kill_session(session, tries - 1),

@@ -68,7 +68,7 @@ class LinuxSpawner:
                 if fd >= 0:
                     os.close(fd)
         popen.returncode = 0  # reaped through its pidfd: Popen must not wait for it as well
-        return self._children.watch(
+        return self._children.watch_started(
             popen.pid, lambda status: on_exit(UNKNOWN_STATUS if status is None else status)
         )
 

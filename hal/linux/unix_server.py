@@ -23,6 +23,7 @@ READ_BYTES: Final = 65536
 READ_FDS: Final = 4  # more than any request of ours carries
 PATH_LIMIT_BYTES: Final = 107  # sun_path is 108 with its NUL
 LISTEN_BACKLOG: Final = 64
+TURNED_AWAY_AT_ONCE: Final = 16  # when there is no descriptor for them
 SO_PEERGROUPS: Final = 59  # asm-generic/socket.h; x86, ARM and RISC-V
 _UCRED: Final = struct.Struct("3i")
 _GROUPS_BYTES: Final = (256 * 4, 65536 * 4)  # NGROUPS_MAX is 65536
@@ -110,12 +111,20 @@ class UnixServer:
     The socket is made beside its place and renamed into it, so that nobody ever sees it with
     another mode or not yet listening. One that is there already is replaced only when nobody
     answers on it.
+
+    One descriptor is kept in reserve: when there is none left for those who wait, it is given up
+    for as long as it takes to tell them so.
     """
 
-    def __init__(self, path: str, *, mode: int = 0o660, gid: int | None = None) -> None:
-        """Raises Refused for a path that is too long or no socket, Unavailable when another
+    def __init__(
+        self, path: str, *, mode: int = 0o660, gid: int | None = None, full_answer: bytes = b""
+    ) -> None:
+        """`full_answer`: what those are told for whom there is no descriptor; without it they
+        wait. Raises Refused for a path that is too long or no socket, Unavailable when another
         process listens there or the directory can't be written."""
         self._path = path
+        self._full_answer = full_answer
+        self._spare_fd = -1
         place = os.fsencode(path)
         fresh = f"{path}.{os.getpid()}"
         if len(os.fsencode(fresh)) > PATH_LIMIT_BYTES:
@@ -139,6 +148,7 @@ class UnixServer:
         except OSError as exc:
             self._sock.close()
             raise Unavailable(f"control socket {path}: {exc}") from exc
+        self._keep_spare()
 
     def _check_place(self) -> None:
         try:
@@ -171,10 +181,31 @@ class UnixServer:
             return None
         except OSError as exc:
             if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._turn_away()
                 raise StoreFull(f"no descriptor left for a control connection: {exc}") from exc
             raise HalError(f"accept on {self._path}: {exc}") from exc
         sock.setblocking(False)
+        self._keep_spare()
         return UnixConnection(sock)
+
+    def _keep_spare(self) -> None:
+        if self._full_answer and self._spare_fd < 0:
+            with contextlib.suppress(OSError):  # none to spare: tried again at the next chance
+                self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _turn_away(self) -> None:
+        """Accept with the descriptor in reserve, say why not, hang up."""
+        self._keep_spare()
+        if self._spare_fd < 0:
+            return
+        os.close(self._spare_fd)
+        self._spare_fd = -1
+        with contextlib.suppress(OSError):  # nobody is left, or another thread was faster
+            for _ in range(TURNED_AWAY_AT_ONCE):
+                sock, _ = self._sock.accept()
+                with sock, contextlib.suppress(OSError):  # it need not listen
+                    sock.send(self._full_answer, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        self._keep_spare()
 
     def close(self) -> None:
         """Stop listening; the file goes too unless a successor has put its own there."""
@@ -182,3 +213,6 @@ class UnixServer:
             if os.lstat(self._path).st_ino == self._inode:
                 Path(self._path).unlink()
         self._sock.close()
+        if self._spare_fd >= 0:
+            os.close(self._spare_fd)
+            self._spare_fd = -1

@@ -59,10 +59,13 @@ class Fence:
 
     def _round(self) -> None:
         target = self._target
-        target.cgroup.thaw()
-        target.cgroup.kill()
-        strays = self._kill_init()
-        left = self._left(strays)
+        try:
+            target.cgroup.thaw()
+            target.cgroup.kill()
+            strays = self._kill_init()
+            left = self._left(strays)
+        except OSError as exc:  # without a descriptor nothing can be looked at: no proof yet
+            left = f"it can't be looked at ({exc})"
         elapsed_ns = self._loop.now_ns() - self._began_ns
         if not left:
             self._done(self._evidence(elapsed_ns))

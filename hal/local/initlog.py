@@ -1,5 +1,6 @@
 """The bounded file that an init's stdout and stderr go to."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Final
@@ -39,17 +40,26 @@ class InitLog:
             data = os.read(self._pipe_fd, _READ_BYTES)
         except BlockingIOError:
             return True
-        if self._size_bytes + len(data) > LOG_LIMIT_BYTES:
-            os.replace(self._path, f"{self._path}.1")
-            os.close(self._file_fd)
-            self._file_fd = self._open()
-            self._size_bytes = 0
+        if self._size_bytes + len(data) > LOG_LIMIT_BYTES and not self._begin_anew():
+            return bool(data)
         try:
             os.write(self._file_fd, data)
         except OSError:
             return bool(data)  # no space for words of a CNM: they are lost, the CNM goes on
         self._size_bytes += len(data)
         return bool(data)
+
+    def _begin_anew(self) -> bool:
+        """False when that can't be now (no descriptor): words are lost, the CNM goes on."""
+        try:
+            with contextlib.suppress(FileNotFoundError):  # moved at the last try
+                os.replace(self._path, f"{self._path}.1")
+            fresh = self._open()
+        except OSError:
+            return False
+        os.close(self._file_fd)
+        self._file_fd, self._size_bytes = fresh, 0
+        return True
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC

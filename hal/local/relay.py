@@ -53,6 +53,7 @@ class Pty:
         tty.setraw(self.slave_fd)
         os.set_blocking(self.master_fd, False)
         self._name = os.ttyname(self.slave_fd)
+        self.hung_up = False  # and could not be opened again yet
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(self._name)
@@ -83,12 +84,18 @@ class Pty:
             termios.tcflush(self.slave_fd, termios.TCIOFLUSH)
         except termios.error as exc:
             self._after_hang_up(OSError(*exc.args))
-            termios.tcflush(self.slave_fd, termios.TCIOFLUSH)
+            if not self.hung_up:
+                termios.tcflush(self.slave_fd, termios.TCIOFLUSH)
 
     def _after_hang_up(self, exc: OSError) -> None:
         if exc.errno != errno.EIO:
             raise exc
-        fresh = os.open(self._name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            fresh = os.open(self._name, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:  # no descriptor just now: whoever meets EIO next tries again
+            self.hung_up = True
+            return
+        self.hung_up = False
         tty.setraw(fresh)
         os.close(self.slave_fd)
         self.slave_fd = fresh
@@ -146,6 +153,11 @@ class Direction:
             self._loop.unwatch(self._source.master_fd)
             return
         data = self._source.read(min(room, READ_LIMIT_BYTES))
+        if self._source.hung_up:  # its readiness would keep us busy with nothing
+            self._reading = False
+            self._loop.unwatch(self._source.master_fd)
+            self._later(_BUSY_LAST_NS)
+            return
         if not self._powered:
             self.counters["unpowered_bytes"] += len(data)
             return

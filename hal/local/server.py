@@ -58,7 +58,12 @@ class Client:
         if len(self._outgoing) >= OUTGOING_LIMIT:
             self.close()
             return
-        self._outgoing.append((data, [os.dup(fd) for fd in fds]))
+        try:
+            kept = [os.dup(fd) for fd in fds]
+        except OSError:  # no descriptor to keep them by: a cut that shows
+            self.close()
+            return
+        self._outgoing.append((data, kept))
         self.rewatch()
 
     def flush(self) -> None:
@@ -184,4 +189,6 @@ class Server:
             self._handle(client, request)
         except HalError as exc:
             client.fail(request, exc)
+        except OSError as exc:  # no descriptor, no memory: this request's misfortune alone
+            client.fail(request, Unavailable(f"{request.get('op')}: {exc}"))
         return True

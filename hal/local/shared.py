@@ -64,6 +64,8 @@ class SharedWindow:
 
     def set_corrupt(self, flips: int, seed: int) -> None:
         """`flips` bytes now and every millisecond; 0 ends it."""
+        if flips and self._half is None:
+            self._half = mmap.mmap(self.memfd, self.size_bytes // 2)
         self._flips = flips
         self._random = random.Random(seed)  # noqa: S311  (no secret)
         if flips and not self._ticking:
@@ -88,9 +90,8 @@ class SharedWindow:
             self._ticking = False
             self._let_go()
             return
-        if self._half is None:
-            self._half = mmap.mmap(self.memfd, self.size_bytes // 2)
         half, size_bytes = self._half, self.size_bytes // 2
+        assert half is not None
         raw = half[_DATA_OFFSET_AT : _DATA_OFFSET_AT + 4]
         begin = min(int.from_bytes(raw, "little") or mmap.PAGESIZE, size_bytes - 1)
         for _ in range(self._flips):

@@ -212,7 +212,10 @@ class Slot:
             self._host.loop.unwatch(init.sock.fileno())
             # An init that dies with a frozen task in its namespace is held up in exit(), and its
             # pidfd is silent; its descriptors are closed before that.
-            stat = proc_stat(init.pid)
+            try:
+                stat = proc_stat(init.pid)
+            except OSError:  # no descriptor to look with: whoever misses it cuts its power
+                return
             if self._phase is Phase.ON and (stat is None or stat.ending):
                 self._fence(by_itself=True)
 
@@ -234,9 +237,12 @@ class Slot:
 
         def on_proof(evidence: str) -> None:
             status = self._forget_init()
-            rundir.clear_cnm(rundir.cnm_dir(self._host.run_dir, config.id), keep_log=True)
             self._phase = Phase.OFF
             self._text = f"{cause}{status}: {evidence}"
+            try:
+                rundir.clear_cnm(rundir.cnm_dir(self._host.run_dir, config.id), keep_log=True)
+            except OSError as exc:  # power on clears it too, and fails where it can't
+                self._text += f"; its directory is not cleared: {exc}"
             self._hooks.changed(self.state(), owner)
             if by_itself or answered:
                 self._next()

@@ -5,6 +5,7 @@ interpreter is safe to use until then.
 Ref: clone(2), prctl(2) PR_SET_PDEATHSIG, pid_namespaces(7); linux/sched.h.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -57,9 +58,18 @@ class StartedInit:
 
 def start_init(spec: InitSpec) -> StartedInit:
     """Fork and exec it. Raises Unavailable when the host does not let us."""
-    own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    exec_read, exec_write = os.pipe()
-    log_read, log_write = os.pipe()
+    with contextlib.ExitStack() as undo:
+        try:
+            own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(own.close)
+            undo.callback(theirs.close)
+            exec_read, exec_write = os.pipe()
+            undo.callback(os.close, exec_read)
+            undo.callback(os.close, exec_write)
+            log_read, log_write = os.pipe()
+        except OSError as exc:
+            raise Unavailable(f"starting {spec.argv[0]}: {exc}") from exc
+        undo.pop_all()
     own.setblocking(False)
     cgroup_fd = -1
     try:

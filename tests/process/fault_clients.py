@@ -122,7 +122,7 @@ class DeafSubscriber:
 
 def send_until_told(run: Path, data: bytes) -> list[dict[str, Any]]:
     """All of it, or as much as is taken; what the daemon says before it closes."""
-    with connect(run, timeout_s=10.0) as sock:
+    with connect(run, timeout_s=3.0) as sock:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)

@@ -75,21 +75,25 @@ def _daemon_killed(site: Site) -> Injection | None:
     return _kill_one(site, observe_card.DAEMON, "daemon") if site.daemon_ready() else None
 
 
-@_kind("daemon killed while it starts", rest_s=25)
+@_kind("daemon killed while it starts", rest_s=20)
 def _daemon_killed_early(site: Site) -> Injection | None:
+    if not site.may_cost_a_life():
+        return None
     if site.daemon_ready():
         _kill_one(site, observe_card.DAEMON, "daemon")
         site.wait_for_start()
     return _kill_one(site, observe_card.DAEMON, "daemon that was starting")
 
 
-@_kind("daemon stopped", weight=2)
+@_kind("daemon stopped", weight=2, rest_s=2)
 def _daemon_stopped(site: Site) -> Injection | None:
-    return _stop_one(site, observe_card.DAEMON, "daemon", 0.05, 1.2)
+    return _stop_one(site, observe_card.DAEMON, "daemon", 0.05, 0.8)
 
 
-@_kind("daemon hung until its watchdog", rest_s=25)
+@_kind("daemon hung until its watchdog", rest_s=20)
 def _daemon_hung(site: Site) -> Injection | None:
+    if not site.may_cost_a_life():
+        return None
     return _stop_one(site, observe_card.DAEMON, "daemon", *HANG_S)
 
 
@@ -347,6 +351,9 @@ def _no_descriptors(site: Site, module: str, what: str) -> Injection | None:
 
 @_kind("daemon out of descriptors", weight=1.5)
 def _daemon_no_descriptors(site: Site) -> Injection | None:
+    """One that is ready: Python can't even begin without descriptors."""
+    if not site.daemon_ready():
+        return None
     return _no_descriptors(site, observe_card.DAEMON, "daemon")
 
 

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tools.demo.observe_card import DAEMON, CardProcess
 
 KEEPER_PATIENCE_S = 2.0  # one that is stopped just now is left alone
 LINKS = ("mc", "agent")
+LIVES = 3  # of a daemon, whose end its supervisor may take for a fault of its own
+MINUTE_S = 62.0
 
 
 def _nothing() -> None:
@@ -54,6 +57,7 @@ class Site:
         self, card: LocalCard, rng: random.Random, disks: SmallDisks, runtime: FlakyRuntime
     ) -> None:
         self.card, self.rng, self.disks, self.runtime = card, rng, disks, runtime
+        self._lives_s: deque[float] = deque()
         self.children: list[subprocess.Popen[str]] = []  # ended and reaped by `close`
         self._owed: list[tuple[str, dict[str, Any]]] = []  # what the keeper has still to be told
         self.cnms = sorted(card.cnms())
@@ -75,18 +79,24 @@ class Site:
         return first[self.rng.choice(sorted(first))] if first else None
 
     def daemon_ready(self) -> bool:
-        """Its socket is there, and is its own: made when it was ready."""
+        """Its supervisor has said so. Whoever dies before that is suspected of a fault of its
+        own, and five of those in a minute are safe mode."""
         rows = [row for row in observe_card.card_processes(self.card.run) if row.module == DAEMON]
-        if len(rows) != 1:
+        try:
+            log = (self.card.run / "supervisor.log").read_text(errors="replace")
+        except OSError:
             return False
-        return any(name.startswith("socket:") for name in self._listening(rows[0].pid))
+        return len(rows) == 1 and f"the daemon, process {rows[0].pid}, is ready" in log
 
-    def _listening(self, pid: int) -> set[str]:
-        """Descriptors of a process that are this card's control socket."""
-        path = str(self.card.run / "apf.sock")
-        rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
-        ours = {f"socket:[{row[6]}]" for row in rows if len(row) > 7 and row[7].startswith(path)}
-        return ours & observe_card.open_files(pid)
+    def may_cost_a_life(self) -> bool:
+        """At most `LIVES` such faults in a minute; asking counts."""
+        now_s = time.monotonic()
+        while self._lives_s and now_s - self._lives_s[0] > MINUTE_S:
+            self._lives_s.popleft()
+        if len(self._lives_s) >= LIVES:
+            return False
+        self._lives_s.append(now_s)
+        return True
 
     def wait_for_start(self) -> None:
         """Until a daemon is there that is not ready yet, or it is too late for that."""

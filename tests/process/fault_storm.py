@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tests.process.fault_kinds import KINDS, Kind
+from tests.process.fault_logs import LogWatch
 from tests.process.fault_site import Injection, Site
 
 POLL_S = 0.05
@@ -25,6 +26,7 @@ class Storm:
         self.made: Counter[str] = Counter()  # that had an effect
         self.without_effect: Counter[str] = Counter()
         self.nothing_to_break: Counter[str] = Counter()
+        self.logs = LogWatch(site.card)
         self._site, self._rng = site, rng
         self._kinds = [KINDS[name] for name in kinds or KINDS]
         self._begun_s = time.monotonic()
@@ -89,6 +91,7 @@ class Storm:
             while self._lasting and self._lasting[0][0] <= self._now_s():
                 self._end(*heapq.heappop(self._lasting)[2:])
             self._site.pay()
+            self.logs.look()
             left_s = until_s - self._now_s()
             if left_s <= 0:
                 return

@@ -95,6 +95,8 @@ def test_hundreds_of_random_faults_and_it_converges(ground: Ground) -> None:
         converged_s = time.monotonic() - healed_s
     assert tenants.error is None, tenants.error
     assert not watch.violations, f"seed {SEED}\n{watch.violations}\n{storm.report()}"
+    storm.logs.look()
+    assert not storm.logs.tracebacks, f"seed {SEED}\n" + "\n".join(storm.logs.tracebacks)
     different = judge.differences(card)
     assert not different, f"seed {SEED}\n{different}\n{storm.report()}"
     assert storm.total >= FAULTS
