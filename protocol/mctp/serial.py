@@ -87,6 +87,7 @@ class SerialDeframer:
             data = self._rest + data
             self._rest = b""
         packets: list[bytes] = []
+        usual = self._usual
         size = len(data)
         at = 0
         if self._flag and size:
@@ -108,7 +109,7 @@ class SerialDeframer:
                 continue
             closing = data.find(FLAG, at + HEAD_BYTES)
             if closing >= 0 and data[at + 1] == REVISION:
-                packet = self._usual(data, at, closing)
+                packet = usual(data, at, closing)
                 if packet and len(packet) <= self._max_packet_bytes:
                     packets.append(packet)
                     self._opening = self._lost = self._other = False
@@ -124,6 +125,7 @@ class SerialDeframer:
             if verdict.fits and verdict.packet:
                 if self._takes(verdict):
                     packets.append(verdict.packet)
+                    usual = self._usual
                 self._opening = self._lost = False
                 at = verdict.end - 1
                 continue
