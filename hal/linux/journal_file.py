@@ -9,7 +9,7 @@ import sqlite3
 from typing import Final
 
 from hal.errors import Refused, StoreFailed, Unavailable
-from hal.linux.durable import make_dirs, sync_dir
+from hal.linux.durable import make_dirs, sync_dir, sync_names
 from hal.linux.oserror import hal_error
 
 # "APFJ"; PRAGMA application_id, bytes 68..71 of the header (sqlite.org/fileformat2.html, 1.3.14)
@@ -35,7 +35,9 @@ def open_journal(path: str) -> sqlite3.Connection:
     """
     try:
         if not os.path.lexists(path):
-            make_dirs(os.path.dirname(os.path.abspath(path)), 0o700)
+            folder = os.path.dirname(os.path.abspath(path))
+            make_dirs(folder, 0o700)
+            sync_names(folder)  # once in a journal's life, so all the way up
             _make(path)
     except OSError as exc:
         raise hal_error(exc, f"journal {path}") from exc
@@ -43,6 +45,7 @@ def open_journal(path: str) -> sqlite3.Connection:
     try:
         connection = _connect(path)
         _judge(connection, path)
+        _settle(connection)
     except sqlite3.Error as exc:
         _close(connection)
         raise _explain(exc, path) from exc
@@ -93,6 +96,18 @@ def _judge(connection: sqlite3.Connection, path: str) -> None:
             f"reads up to {SCHEMA_VERSION} (and what {SCHEMA_VERSION + 1} keeps readable). Start "
             "the newer program, or restore the journal that was saved before the upgrade"
         )
+
+
+def _settle(connection: sqlite3.Connection) -> None:
+    """Move what a predecessor's log holds into the main file, synced, before anything relies on it.
+    If its last sync had failed, the kernel may call those pages clean that never reached the disk:
+    later syncs of the same log would say nothing, and a power cut would take what was acknowledged
+    behind the gap. A disk without room for that keeps the log as it is."""
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as exc:
+        if getattr(exc, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            raise
 
 
 def _make(path: str) -> None:

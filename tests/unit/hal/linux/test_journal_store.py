@@ -1,6 +1,7 @@
 """SqliteJournal's file: damage, versions, locks, space. The contract suite has the rest."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import threading
@@ -265,6 +266,22 @@ def test_a_completion_that_raises_does_not_cost_the_others_theirs(opened, loop, 
         loop.run()
     until(lambda: bool(results))
     assert results == [None]
+
+
+def test_an_opening_moves_what_a_killed_holder_left_in_its_log_into_the_file(
+    opened, path, until, loop
+) -> None:
+    assert commit(opened(), until, put("a")) is None
+    left = path.with_name("left")  # as it is on the disk now: nobody has closed it
+    for end in ("", "-wal"):
+        shutil.copyfile(f"{path}{end}", f"{left}{end}")
+    assert os.path.getsize(f"{left}-wal") > 0
+    journal = SqliteJournal(left, loop)
+    try:
+        assert os.path.getsize(f"{left}-wal") == 0
+        assert [record.key for record in journal.load()] == ["a"]
+    finally:
+        journal.close()
 
 
 def test_the_log_is_bounded_and_emptied_when_idle(opened, path, until) -> None:
