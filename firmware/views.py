@@ -3,7 +3,8 @@
 What can't be read is null beside "<key>_error", never a number that means something else.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from firmware.assignments import Assignment
 from firmware.decisions import Decisions
@@ -17,7 +18,7 @@ from firmware.specs import runtime_of
 from firmware.workload import Component, instance_name
 from protocol.apf import USAGE_FIELDS, InstanceState, InstanceStatus, Scope
 
-PHASES = {
+PHASES: Final[Mapping[int, str]] = {
     InstanceState.STAGING: "STAGING",
     InstanceState.PREPARED: "STARTING",
     InstanceState.STARTING: "STARTING",
@@ -115,7 +116,7 @@ class Views:
             return "STAGING"
         if status.state in (InstanceState.EXITED, InstanceState.FAILED):
             return "STARTING"  # it will be started again; an ending would have been written down
-        return PHASES.get(InstanceState(status.state), "STAGING")
+        return PHASES.get(status.state, "STAGING")  # a state of a later version may come
 
     def _reason(
         self,

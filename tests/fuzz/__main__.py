@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["engine"]:
         from tests.fuzz.engine import main as engine
 
-        engine(argv[1], argv[2:])
+        engine(argv[1], argv[2], argv[3:])
         return 0
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -3,6 +3,7 @@
 The engine counts branches of what it instrumented, so the project is imported under its hook.
 """
 
+import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -10,14 +11,15 @@ from pathlib import Path
 import atheris
 
 
-def main(name: str, arguments: list[str]) -> None:
+def main(module: str, name: str, arguments: list[str]) -> None:
     """Does not return: the engine ends the process."""
     with atheris.instrument_imports(include=["firmware", "hal", "protocol", "tools"]):
-        from tests.fuzz.table import TARGETS
+        targets = importlib.import_module(module).TARGETS
     from tests.fuzz.runs import scratch_dir
 
     scratch: tempfile.TemporaryDirectory[str] = scratch_dir()
-    check = TARGETS[name].make(Path(scratch.name))
+    [target] = [found for found in targets if found.name == name]
+    check = target.make(Path(scratch.name))
 
     def one(data: bytes) -> int:
         check(data)

@@ -140,9 +140,11 @@ def run_guided(
         dictionary.write_text("".join(f'"{_quoted(word)}"\n' for word in target.words))
         prefix = f"{crashes}/{target.name}-"
         argv = [
-            *(sys.executable, "-m", "tests.fuzz", "engine", target.name, str(found), str(seeds)),
+            *_engine(target),
+            *(str(found), str(seeds)),
             *(f"-artifact_prefix={prefix}", f"-max_len={target.max_bytes}"),
-            *(f"-timeout={SLOW_S}", f"-rss_limit_mb={MEMORY_MB}", f"-dict={dictionary}"),
+            *(f"-timeout={SLOW_S}", f"-rss_limit_mb={MEMORY_MB}"),
+            *([f"-dict={dictionary}"] if target.words else []),
             *([f"-max_total_time={seconds}"] if seconds else []),
             *([f"-runs={inputs}"] if inputs else []),
         ]
@@ -166,6 +168,12 @@ def run_guided(
     )
 
 
+def _engine(target: Target) -> list[str]:
+    """The child imports, and so instruments, only what its target needs."""
+    module = target.make.__module__
+    return [sys.executable, "-m", "tests.fuzz", "engine", module, target.name]
+
+
 def _tail(done: "subprocess.CompletedProcess[bytes]") -> str:
     return done.stderr.decode(errors="replace")[-3000:]
 
@@ -184,7 +192,7 @@ def minimise(target: Target, found: Path, *, limit_bytes: int) -> int:
         write(seeds, inputs_of(target))
         merged.mkdir()
         argv = [
-            *(sys.executable, "-m", "tests.fuzz", "engine", target.name),
+            *_engine(target),
             *("-merge=1", str(merged), str(seeds), str(found), f"-max_len={target.max_bytes}"),
         ]
         subprocess.run(argv, cwd=ROOT, stderr=subprocess.PIPE, check=True)

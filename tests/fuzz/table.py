@@ -2,6 +2,7 @@
 
 from tests.fuzz.target import Target
 from tests.fuzz.targets import (
+    card,
     compose,
     decoding,
     documents,
@@ -16,6 +17,6 @@ from tests.fuzz.targets import (
 
 MODULES = (
     *(links, messages, windows, sockets, documents, journal),
-    *(init, decoding, compose, images),
+    *(init, card, decoding, compose, images),
 )
 TARGETS: dict[str, Target] = {target.name: target for m in MODULES for target in m.TARGETS}
