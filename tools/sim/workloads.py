@@ -107,8 +107,13 @@ class Tenants:
             if one.alive
         ]
         if live:
-            reason = rng.choice((ExitReason.SIGNALED, ExitReason.OOM_KILLED))
-            rng.choice(live).end(InstanceExit(reason=reason, status=9))
+            ends = (
+                InstanceExit(reason=ExitReason.EXITED, status=0),
+                InstanceExit(reason=ExitReason.EXITED, status=1),
+                InstanceExit(reason=ExitReason.SIGNALED, status=11),
+                InstanceExit(reason=ExitReason.OOM_KILLED, status=9),
+            )
+            rng.choice(live).end(rng.choice(ends))
 
     def write(self, rng: random.Random) -> None:
         """A database commits something."""

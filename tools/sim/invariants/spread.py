@@ -12,9 +12,10 @@ from typing import Any, Final, Protocol
 from firmware.board_types import Timing
 from firmware.lease import LeaseState, silence_ms
 from firmware.loop import MS
-from hal.mock.instance import MockInstance
+from hal.mock.instance import SIGKILL, MockInstance
 from hal.mock.kernel import VirtualKernel
 from hal.mock.slot import Slot
+from hal.ports import ExitReason
 from tools.sim.invariants.decided import Decided
 from tools.sim.invariants.names import Fail, Invariant
 from tools.sim.invariants.running import Running, instance_of
@@ -96,8 +97,10 @@ class Spread:
 
     def ended(self, one: MockInstance) -> None:
         """An instance ended. Looked at later: a stop that was decided shows on the disk by then."""
-        if not self._told or one.exit is None or one.exit.status != 9 or self.excused(one.place):
+        if not self._told or one.exit is None or self.excused(one.place):
             return
+        if one.exit.reason is not ExitReason.SIGNALED or one.exit.status != SIGKILL:
+            return  # it ended by itself, or had too much memory
         name, generation = instance_of(one)
         place = (one.place, generation)
 
