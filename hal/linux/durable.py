@@ -21,6 +21,19 @@ def sync_dir(path: str) -> None:
         os.close(fd)
 
 
+def sync_names(path: str) -> None:
+    """The name of a directory and those of all directories above it are durable, whoever made
+    them, as far as we may sync them. Raises OSError."""
+    path = os.path.realpath(path)
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        try:
+            sync_dir(path)
+        except OSError as exc:
+            if exc.errno not in _NOT_OURS:
+                raise
+
+
 def make_dirs(path: str, mode: int) -> None:
     """Make a directory and what is missing above it, each with its name synced; that of `path`
     also when it is there already, as far as we may: whoever made it may have been killed before
