@@ -7,7 +7,7 @@ not, and what it counted as damaged.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hal.mock import line_faults
@@ -23,6 +23,10 @@ from tools.sim.world import World
 Change = Callable[[bytes], Pieces]
 DELAY_MOST_S: Final = 10.0
 SHARES: Final = (0.01, 0.05, 0.2, 0.5)
+WAYS: Final = tuple(f"{name} {way}" for name in LINKS for way in ("to the module", "to the card"))
+SILENCES: Final = (WAYS, WAYS[:2], WAYS[2:], *((way,) for way in WAYS))
+SILENCE_SHARE: Final = 0.4
+SILENCE_MOST_S: Final = 60.0  # beyond any lease that a seed draws
 MAX_COUNT: Final = 255  # of a frame: its count is one byte
 
 
@@ -68,10 +72,11 @@ class Strike:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rain:
-    """A plan on all directions of a module's links, as far as there was none."""
+    """A plan on directions of a module's links, as far as there was none."""
 
     module: SimModule
     plan: LinePlan
+    ways: tuple[str, ...] = WAYS
 
     def begin(self) -> None:
         for faults in self._faults():
@@ -84,8 +89,12 @@ class Rain:
                 faults.plan = None
 
     def _faults(self) -> list[line_faults.LineFaults]:
-        lines = [self.module.lines[name] for name in LINKS]
-        return [way.faults for line in lines for way in (line.a_to_b, line.b_to_a)]
+        found = []
+        for way in self.ways:
+            name, _, side = way.partition(" ")
+            line = self.module.lines[name]
+            found.append((line.a_to_b if side == "to the module" else line.b_to_a).faults)
+        return found
 
 
 def struck(
@@ -126,6 +135,42 @@ def struck(
         )
 
     return Fault(id=fault_id, text=text, inject=inject)
+
+
+def _silence(site: Site) -> Injection | None:
+    """Nothing comes through any more, one way, on one link or on both: what leases are for."""
+    end = drawn_end(site, talking=True)
+    if end is None:
+        return None
+    strike = Strike(site.world, end, line_faults.drop())
+    ways = site.rng.choice(SILENCES)
+    rain = Rain(module=site.world.modules[end.cnm], plan=LinePlan(drop=1.0), ways=ways)
+    rain.begin()
+
+    def heal() -> None:
+        strike.cancel()
+        rain.end()
+
+    return injection(
+        site,
+        "L1",
+        f"{end.name}: a frame is dropped, then all of {', '.join(ways)}",
+        lambda: strike.taken == 0,
+        cnm=end.cnm,
+        heal=heal,
+        lasts_ns=span_ns(site, 0.5, SILENCE_MOST_S),
+    )
+
+
+def _dropped(fault: Fault) -> Fault:
+    """L1, of which many are silences, and often: they are what leases and fences are for."""
+    some = fault.inject
+    assert some is not None
+    return replace(
+        fault,
+        weight=3.0,
+        inject=lambda site: _silence(site) if site.rng.random() < SILENCE_SHARE else some(site),
+    )
 
 
 def _damaged(_strike: Strike, end: End) -> Callable[[], bool]:
@@ -304,12 +349,14 @@ def _other_content(site: Site) -> Change:
 
 
 LINK_FAULTS: Final = (
-    struck(
-        "L1",
-        "a frame is dropped",
-        lambda _site: line_faults.drop(),
-        lambda share: LinePlan(drop=share),
-        lambda strike, _end: lambda: strike.taken == 0,
+    _dropped(
+        struck(
+            "L1",
+            "a frame is dropped",
+            lambda _site: line_faults.drop(),
+            lambda share: LinePlan(drop=share),
+            lambda strike, _end: lambda: strike.taken == 0,
+        )
     ),
     struck(
         "L2",
