@@ -117,10 +117,14 @@ class Store:
 
 
 class Power:
-    """A slot that is on, and can't be switched."""
+    """A slot that is on, and can't be switched. As every port it answers later."""
+
+    def __init__(self, loop: ManualLoop) -> None:
+        self._loop = loop
 
     def submit(self, request: Any, _deadline_ns: int, done: Callable[[SlotState], None]) -> None:
-        done(SlotState(slot=request.slot, present=True, power_good=True, fence=FenceKind.POWER))
+        state = SlotState(slot=request.slot, present=True, power_good=True, fence=FenceKind.LEASE)
+        self._loop.post(lambda: done(state))
 
     def on_change(self, call: object) -> None: ...
 
@@ -141,6 +145,9 @@ HALVES = bytearray(8 << 20), bytearray(8 << 20)  # large, so they are made once
 class Slot:
     """The hardware of the one slot."""
 
+    def __init__(self, loop: ManualLoop) -> None:
+        self._loop = loop
+
     def open_mc(self) -> Pipe:
         return Pipe()
 
@@ -150,7 +157,7 @@ class Slot:
     def open_window(self, _deadline_ns: int, done: Callable[[Any], None]) -> None:
         for half in HALVES:
             half[:4096] = bytes(4096)
-        done((FakeWindow(*HALVES), Bell()))
+        self._loop.post(lambda: done((FakeWindow(*HALVES), Bell())))
 
 
 class Bench:
@@ -162,11 +169,11 @@ class Bench:
         slot = _board().slots[0]
         ports = CardPorts(
             entropy=SeededEntropy(1),
-            power=Power(),
+            power=Power(self.loop),
             journal=self.store,
             blobs=FakeBlobs(self.loop),  # type: ignore[arg-type]
             host=None,
-            slots={slot.id: Slot()},
+            slots={slot.id: Slot(self.loop)},
             runc_roots={},
             wall_ns=lambda: 1_700_000_000_000_000_000 + self.loop.now_ns(),
         )
