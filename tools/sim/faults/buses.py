@@ -77,13 +77,13 @@ def _flap(site: Site) -> Injection | None:
 
 def _pull(site: Site) -> Injection | None:
     module = site.module()
-    if not module.slot.present:
+    if not module.slot.power_good:
         return None
-    later, powered = events_since(site.world), module.slot.power_good
+    later = events_since(site.world)
 
     def seen() -> bool:
         off = [e for e in later("cnm.power", cnm=module.id) if "pulled" in e.text]
-        return bool(off) or bool(powered and later("cnm.fenced", "cnm.booted", cnm=module.id))
+        return bool(off) or bool(later("cnm.fenced", "cnm.booted", cnm=module.id))
 
     module.slot.pull()
     return injection(

@@ -31,10 +31,10 @@ def _wall_step(site: Site, fault_id: str, by_ns: int, *, back: bool) -> Injectio
     follow. `back`: it jumps back when healed."""
     world = site.world
     card = world.card_or_none
-    if card is None or not card.ready or not world.events:
+    if card is None or not card.ready:
         return None
     clock = world.kernel.nodes[DAEMON].clock
-    before_ns = _at_minus_mono_ns(world.events[-1])
+    before_ns = clock.wall_ns() - clock.now_ns()
     count = len(world.events)
     clock.step_wall(by_ns)
     poke(site)
