@@ -8,7 +8,9 @@ import pytest
 
 from firmware.board import load_board
 from firmware.board_file import BoardError
+from firmware.board_types import Timing
 from firmware.cnm.config import CnmConfig
+from firmware.endpoint import ATTEMPTS, TIMEOUT_MS
 from firmware.keeper_config import plan_keeper
 from firmware.link import Link
 from firmware.link_dialect import HOLD_NS, STALE_NS
@@ -297,3 +299,13 @@ def test_a_dialect_that_is_none_of_the_four_is_refused_with_what_is_known(tmp_pa
     )
     with pytest.raises(BoardError, match="one of adapts, A, B, C, D"):
         load_board(str(file), run_dir=str(tmp_path))
+
+
+def test_the_specification_says_what_the_constants_are() -> None:
+    text = (Path(__file__).parents[3] / "protocol" / "SPEC.md").read_text()
+    part = text[text.index("1.1 *Serial lines*") : text.index("## 2 Header")]
+    assert f"understood\n   nothing for {HOLD_NS // SECOND} s." in part
+    assert f"nothing for {STALE_NS // SECOND} s, each message" in part
+    assert HOLD_NS > ATTEMPTS * TIMEOUT_MS * MS, "a module that follows hears two of three attempts"
+    assert HOLD_NS < Timing().lease_ms * MS
+    assert STALE_NS > Timing().fence_wait_ms * MS
