@@ -307,5 +307,5 @@ def test_the_specification_says_what_the_constants_are() -> None:
     assert f"understood\n   nothing for {HOLD_NS // SECOND} s." in part
     assert f"nothing for {STALE_NS // SECOND} s, each message" in part
     assert HOLD_NS > ATTEMPTS * TIMEOUT_MS * MS, "a module that follows hears two of three attempts"
-    assert HOLD_NS < Timing().lease_ms * MS
-    assert STALE_NS > Timing().fence_wait_ms * MS
+    assert Timing().lease_ms * MS > HOLD_NS
+    assert Timing().fence_wait_ms * MS < STALE_NS
