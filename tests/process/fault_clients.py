@@ -4,6 +4,7 @@ senseless, strange. Each stays as it is until `close`."""
 import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -35,15 +36,23 @@ def request(method: str, request_id: int = 1, **params: object) -> bytes:
 
 
 def connect(run: Path, timeout_s: float = CONNECT_S) -> socket.socket:
-    """Raises OSError when nobody answers, or nobody accepts."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.settimeout(timeout_s)
-        sock.connect(str(run / "apf.sock"))
-    except OSError:
-        sock.close()
-        raise
-    return sock
+    """Raises OSError when nobody answers, or nobody accepts in that time."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(str(run / "apf.sock"))
+        except BlockingIOError:  # the backlog is full: it gets time to accept
+            sock.close()
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
+        except OSError:
+            sock.close()
+            raise
+        else:
+            return sock
 
 
 class Crowd:
@@ -51,12 +60,13 @@ class Crowd:
 
     def __init__(self, run: Path, wanted: int) -> None:
         self.socks: list[socket.socket] = []
-        for _ in range(wanted):
+        self.told: list[dict[str, Any]] = []
+        for _ in range(2 * wanted):  # each may find the backlog full once
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             sock.setblocking(False)
             try:
                 sock.connect(str(run / "apf.sock"))
-            except BlockingIOError:  # its backlog is full: it gets time to accept
+            except BlockingIOError:  # it gets time to accept
                 sock.close()
                 time.sleep(0.01)
                 continue
@@ -64,9 +74,11 @@ class Crowd:
                 sock.close()
                 break
             self.socks.append(sock)
+            if len(self.socks) == wanted:
+                break
 
     def turned_away(self) -> list[dict[str, Any]]:
-        """What the daemon said to those that it did not keep."""
+        """What the daemon has said since to those that it does not keep."""
         told = []
         for sock in self.socks:
             with contextlib.suppress(BlockingIOError, ConnectionResetError):
@@ -115,6 +127,13 @@ class DeafSubscriber:
                 self.asked += 1
                 taken += 1
         return taken
+
+    @property
+    def hung_up(self) -> bool:
+        """The daemon has closed its end."""
+        poll = select.poll()
+        poll.register(self._sock, 0)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         self._sock.close()

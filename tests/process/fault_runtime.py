@@ -13,7 +13,10 @@ if [ "$percent" -gt 0 ]; then
     draw=$(od -An -N1 -tu1 /dev/urandom)
     if [ $((draw * 100 / 256)) -lt "$percent" ]; then
         echo x >> {place}/failed
-        echo "runc: {words}" >&2
+        while [ $# -gt 0 ]; do
+            [ "$1" = --log ] && echo '{{"level":"error","msg":"{words}"}}' >> "$2"
+            shift
+        done
         exit 1
     fi
 fi
