@@ -11,6 +11,7 @@ partials only. One program owns the root.
 import hashlib
 import itertools
 import os
+import re
 import select
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from hal.linux.workers import Check, Workers
 from hal.ports import Buffer, Done, Reactor
 
 DIGEST_BYTES: Final = 32
+_FOLD: Final = re.compile(r"[0-9a-f]{2}")
+_NAME: Final = re.compile(r"[0-9a-f]{64}")
 SMALL_LIMIT_BYTES: Final = 1 << 20  # of `put` and of one `read`
 OBJECT_LIMIT_BYTES: Final = 1 << 42
 PARTIAL_LIMIT: Final = 64  # objects being filled at a time
@@ -212,12 +215,15 @@ class LinuxBlobStore:
         _unlink(self.path_of(digest))
 
     def digests(self) -> Sequence[bytes]:
-        """In order of their bytes."""
-        found = []
+        """In order of their bytes. What is no object of ours (lost+found) is left alone."""
+        names: list[str] = []
         top = f"{self._root}/sha256"
-        for fold in os.listdir(top):
-            found += [bytes.fromhex(name) for name in os.listdir(f"{top}/{fold}")]
-        return sorted(found)
+        try:
+            for fold in filter(_FOLD.fullmatch, os.listdir(top)):
+                names += filter(_NAME.fullmatch, os.listdir(f"{top}/{fold}"))
+        except OSError as exc:
+            raise hal_error(exc, f"blob store {self._root}") from exc
+        return [bytes.fromhex(name) for name in sorted(names)]
 
     def close(self) -> None:
         """Close the partial objects' descriptors; the workers must have been closed before."""

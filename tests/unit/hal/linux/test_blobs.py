@@ -37,6 +37,18 @@ def test_an_object_lies_read_only_under_its_digest(store: LinuxBlobStore, tmp_pa
     assert partials(tmp_path) == []
 
 
+def test_strange_names_in_the_store_are_left_alone_and_counted_as_nothing(
+    store: LinuxBlobStore, tmp_path
+) -> None:
+    digest = store.put(b"hello")
+    top = tmp_path / "blobs/sha256"
+    (top / "lost+found").mkdir()
+    (top / "note").write_bytes(b"a person was here")
+    (top / digest.hex()[:2] / ".nfs0001").write_bytes(b"")
+    assert store.digests() == [digest]
+    assert (top / "note").exists()
+
+
 def test_scratch_of_a_crash_goes_and_partial_objects_stay_up_to_their_bound(
     store: LinuxBlobStore, tmp_path, loop, workers
 ) -> None:
