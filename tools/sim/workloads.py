@@ -7,8 +7,10 @@ follows its component, or the card says from when it is.
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+from hal.errors import HalError
 from hal.mock.instance import Behaviour
 from hal.ports import ExitReason, InstanceExit
 from tools.sim.documents import component, image, layer, volume, workload
@@ -124,8 +126,9 @@ class Tenants:
             assert where is not None
             self._writes += 1
             data = b"%d" % self._writes
-            self.world.modules[where].write_volume(_volume_of(name), "table", data)
-            self._written[_volume_of(name)] = data
+            with suppress(HalError):  # the disk is full, or broken: the tenant knows
+                self.world.modules[where].write_volume(_volume_of(name), "table", data)
+                self._written[_volume_of(name)] = data
 
     def _document(self, name: str, rng: random.Random) -> dict[str, Any]:
         few = self.most_replicas
