@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hal.linux import journal_file
 from hal.linux.journal import SqliteJournal
 from hal.ports import JournalRecord
 from tools.sim.crash import run
+from tools.sim.crash.disk import Disk
 from tools.sim.crash.events import (
     Acknowledged,
     Name,
@@ -42,16 +44,25 @@ def test_every_cut_of_a_busy_card_leaves_a_committed_prefix_with_all_acknowledge
     assert report.complete
     assert report.commits > 15
     assert report.total > 3000
-    assert set(report.points) == {"boundary", "torn", "subset", "drawn", "reopened", "second"}
-    assert report.again >= 1
+    assert set(report.points) == {
+        "boundary",
+        "torn",
+        "subset",
+        "drawn",
+        "reopened",
+        "second",
+        "after a kill",
+    }
+    assert report.again >= 3
 
 
 def test_a_short_life_survives_a_second_cut_while_it_recovers_and_goes_on(tmp_path) -> None:
     recording = record(plan(card_operations(4, 2), 2), str(tmp_path))
-    tally = sweep(recording, JournalTrial(recording.states), again_every=151)
+    tally = sweep(recording, JournalTrial(recording.states), again_every=251, kill_every=10)
     assert tally.violations == []
     assert tally.again > 3
-    assert tally.points["second"] > 500
+    assert tally.points["second"] > 300
+    assert tally.points["after a kill"] > 100
 
 
 def test_several_processes_try_the_same_points_as_one() -> None:
@@ -127,6 +138,13 @@ def test_a_journal_that_breaks_its_promise_is_caught(broken, said) -> None:
     assert any(said in violation.text for violation in report.violations)
 
 
+def test_a_start_that_relies_on_what_a_killed_holder_had_not_synced_is_caught(monkeypatch) -> None:
+    monkeypatch.setattr(journal_file, "_settle", lambda _connection: None)
+    report = run(3, second_cuts=16)
+    assert report.violations != []
+    assert {violation.kind for violation in report.violations} == {"killed"}
+
+
 def test_a_record_that_differs_in_one_byte_is_no_committed_prefix(tmp_path) -> None:
     recording = record([(Commit(((put("a", b"1"),),)),)], str(tmp_path))
     wrong = [[], [put("a", b"2")]]
@@ -182,7 +200,7 @@ def test_opening_after_a_cut_empties_the_log_only_when_the_file_holds_it_safely(
     recording = record([(Commit(((put("a", b"1"),),)), Commit(((put("b", b"2"),),)))], str(first))
     start = recording.events.index(Submitted(2))
     opened = 0
-    for point in points(recording, {}, 0, Share(), lambda _done, _total: None):
+    for point in points(recording, Disk(), 0, Share(), lambda _done, _total: None):
         if point.event > start and "state/journal.db-wal" in point.image:
             lay_out(str(second), point.image)
             again = record([(Commit(((put("c", b"3"),),)),)], str(second))

@@ -155,6 +155,22 @@ def test_a_sync_of_one_file_leaves_the_others_under_way() -> None:
     assert disk.image([LOST]) == {"f": b"", "g": b"y"}
 
 
+def test_what_was_under_way_when_a_program_was_killed_still_is_for_the_next_one() -> None:
+    disk = Disk({"f": b"old", "gone": b"x"}, {"f": 7, "gone": 8})
+    disk.step(Write(7, 0, b"NEW"))
+    disk.step(Unname("gone"))
+    disk.step(Write(8, 0, b"y"))
+    disk.step(Name("g", 9))
+    assert disk.seen() == {"f": b"NEW", "g": b""}
+    later = disk.copy().renumbered({"f": 1, "g": 2})
+    disk.step(Sync(7))
+    assert later.seen() == {"f": b"NEW", "g": b""}
+    assert later.image([LOST] * 4) == {"f": b"old", "gone": b"x"}
+    later.step(Sync(1))
+    later.step(SyncDir(""))
+    assert later.image([LOST]) == {"f": b"NEW", "g": b""}
+
+
 def test_all_subsets_of_a_few_writes_are_tried() -> None:
     disk = disk_of(b"")
     for number in range(SUBSET_LIMIT):

@@ -14,7 +14,7 @@ directories that the program finds after it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, TypeAlias
 
@@ -80,6 +80,45 @@ class Disk:
             content = (image or {})[path]
             if content is not None:
                 self.contents[node] = content
+
+    def copy(self) -> "Disk":
+        """As it is now, for later."""
+        twin = Disk()
+        twin.names, twin.contents = dict(self.names), dict(self.contents)
+        twin.pending = list(self.pending)
+        twin._stale, twin._seen = dict(self._stale), dict(self._seen)
+        return twin
+
+    def seen(self) -> Image:
+        """What a program finds that was killed, and started again while the power stayed on."""
+        return self.image((Plain.LANDED,) * len(self.pending))
+
+    def renumbered(self, nodes: Mapping[str, int]) -> "Disk":
+        """The same disk, all that is under way included, for the log of a program that comes
+        next: `nodes` are there the names of what is `seen`."""
+        now = dict(self.names)
+        for change in self.pending:
+            if not isinstance(change, Write | Resize):
+                _apply_name(now, change)
+        ours = {DIRECTORY: DIRECTORY}
+        ours |= {node: nodes[path] for path, node in now.items() if path in nodes}
+
+        def new(node: int) -> int:
+            return ours.setdefault(node, -node)  # no name is left of it: in no later log
+
+        disk = Disk()
+        disk.contents = {new(node): content for node, content in self.contents.items()}
+        disk.names = {path: new(node) for path, node in self.names.items()}
+        for change in self.pending:
+            match change:
+                case Write() | Resize():
+                    disk.pending.append(replace(change, file=new(change.file)))
+                case Name() | Rename():
+                    disk.pending.append(replace(change, node=new(change.node)))
+                case Unname():
+                    disk.pending.append(change)
+        disk._seen = dict(nodes)
+        return disk
 
     def step(self, event: Event) -> None:
         """One thing more was done."""

@@ -76,7 +76,8 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """The program said that commit number `commit` would survive a power cut."""
+    """The program said that commit number `commit` would survive a power cut; 0: it has read
+    what was there, and goes on from that."""
 
     commit: int
 

@@ -198,7 +198,10 @@ def record(
         for commits in lives:
             store = make(f"{log.root}/{PATH}", _Inline())
             try:
-                found = list(store.load()) if first == 1 else found
+                loaded = list(store.load())
+                if first == 1:
+                    found = loaded
+                    log.add(Acknowledged(0))
                 _Play(log, store, commits, first).run()
             finally:
                 store.close()

@@ -6,7 +6,6 @@ compare. The reference is 0.65 ms a point (SQLite 3.40, one core, quick_check in
 
 import multiprocessing
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,7 +25,7 @@ POINTS_PER_EVENT: Final = 12  # about; so that the second cuts are spread over t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrashReport:
-    """What a sweep found. `cpu_s` is of all processes together."""
+    """What a sweep found. `cpu_s` is of the sweeping, of all processes together."""
 
     operations: int
     seed: int
@@ -34,8 +33,8 @@ class CrashReport:
     writes: int
     written_bytes: int
     syncs: int
-    points: dict[str, int]  # by kind; "second" are those of a crash during or after a recovery
-    again: int  # images that got second cuts
+    points: dict[str, int]  # by kind; "second": of a cut during or after a recovery from another
+    again: int  # cuts and kills that were recovered from, and worked on, under more cuts
     violations: list[CrashViolation]
     complete: bool  # False when the deadline came first, or there were too many violations
     elapsed_s: float
@@ -112,22 +111,23 @@ def run(
         raise ValueError(f"{operations} operations on {jobs} processes: at least one of each")
     clock = LinuxClock()
     try:
-        start_ns, start_cpu_s = clock.now_ns(), time.process_time()
+        start_ns = clock.now_ns()
         with scratch_dir() as root:
-            recording = record(
-                plan(card_operations(operations, seed), seed), root, make=make, seed=seed
-            )
+            lives = plan(card_operations(operations, seed), seed)
+            recording = record(lives, root, make=make, seed=seed)
         wanted = max(2, operations // 16) if second_cuts is None else second_cuts
-        again_every = len(recording.events) * POINTS_PER_EVENT // wanted // jobs if wanted else 0
-
-        def late() -> bool:
-            return deadline_s is not None and clock.now_ns() - start_ns > deadline_s * SECOND_NS
-
-        tally, others_cpu_s = _shared(
-            recording, seed, again_every, jobs, deadline_s, late, progress
+        each = 1 + wanted // 2  # half of them after cuts, half after kills
+        syncs = sum(isinstance(event, Sync) for event in recording.events)
+        order = _Order(
+            recording=recording,
+            seed=seed,
+            again_every=len(recording.events) * POINTS_PER_EVENT // each // jobs if wanted else 0,
+            kill_every=max(1, syncs // each // jobs) if wanted else 0,
+            jobs=jobs,
+            deadline_s=deadline_s,
         )
+        tally, cpu_s = _shared(order, progress)
         elapsed_s = (clock.now_ns() - start_ns) / SECOND_NS
-        cpu_s = time.process_time() - start_cpu_s + others_cpu_s
     finally:
         clock.close()
     return CrashReport(
@@ -136,7 +136,7 @@ def run(
         commits=len(recording.states) - 1,
         writes=sum(isinstance(event, Write) for event in recording.events),
         written_bytes=bytes_written(recording.events),
-        syncs=sum(isinstance(event, Sync) for event in recording.events),
+        syncs=syncs,
         points=dict(tally.points),
         again=tally.again,
         violations=tally.violations,
@@ -146,36 +146,26 @@ def run(
     )
 
 
-def _shared(
-    recording: Recording,
-    seed: int,
-    again_every: int,
-    jobs: int,
-    deadline_s: float | None,
-    late: Callable[[], bool],
-    progress: Progress,
-) -> tuple[Tally, float]:
-    """This process takes the first share, and shows the progress."""
-    trial = JournalTrial(recording.states)
-    if jobs == 1:
-        return sweep(
-            recording, trial, seed=seed, again_every=again_every, late=late, progress=progress
-        ), 0.0
-    cpu_s = 0.0
-    with ProcessPoolExecutor(jobs - 1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        others = [
-            pool.submit(_work, recording, seed, again_every, Share(number=n, of=jobs), deadline_s)
-            for n in range(1, jobs)
-        ]
-        tally = sweep(
-            recording,
-            trial,
-            seed=seed,
-            again_every=again_every,
-            share=Share(number=0, of=jobs),
-            late=late,
-            progress=progress,
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What a process is to do; goes to it as it is."""
+
+    recording: Recording
+    seed: int
+    again_every: int
+    kill_every: int
+    jobs: int
+    deadline_s: float | None
+
+
+def _shared(order: _Order, progress: Progress) -> tuple[Tally, float]:
+    """All shares, and their CPU time. This process takes the first, and shows the progress."""
+    if order.jobs == 1:
+        return _work(order, 0, progress)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(order.jobs - 1, mp_context=spawn) as pool:
+        others = [pool.submit(_work, order, number) for number in range(1, order.jobs)]
+        tally, cpu_s = _work(order, 0, progress)
         for other in others:
             found, more_cpu_s = other.result()
             tally.add(found)
@@ -184,21 +174,21 @@ def _shared(
 
 
 def _work(
-    recording: Recording, seed: int, again_every: int, share: Share, deadline_s: float | None
+    order: _Order, number: int, progress: Progress = lambda _done, _total: None
 ) -> tuple[Tally, float]:
-    """Another process's share, and the CPU time that it took."""
     clock = LinuxClock()
     try:
         start_ns, start_cpu_s = clock.now_ns(), time.process_time()
+        left_ns = None if order.deadline_s is None else order.deadline_s * SECOND_NS
         tally = sweep(
-            recording,
-            JournalTrial(recording.states),
-            seed=seed,
-            again_every=again_every,
-            share=share,
-            late=lambda: (
-                deadline_s is not None and clock.now_ns() - start_ns > deadline_s * SECOND_NS
-            ),
+            order.recording,
+            JournalTrial(order.recording.states),
+            seed=order.seed,
+            again_every=order.again_every,
+            kill_every=order.kill_every,
+            share=Share(number=number, of=order.jobs),
+            late=lambda: left_ns is not None and clock.now_ns() - start_ns > left_ns,
+            progress=progress,
         )
         return tally, time.process_time() - start_cpu_s
     finally:

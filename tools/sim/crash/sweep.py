@@ -80,6 +80,8 @@ class _Point:
     image: Image
     acknowledged: int
     submitted: int
+    loaded: bool  # the program had read what was there
+    disk: Disk  # of a kill only: as it was; else it has gone on
 
 
 def sweep(
@@ -88,18 +90,28 @@ def sweep(
     *,
     seed: int = 0,
     again_every: int = 0,
+    kill_every: int = 0,
     share: Share = Share(),
     late: Callable[[], bool] = lambda: False,
     progress: Progress = lambda _done, _total: None,
 ) -> Tally:
-    """Cut everywhere. `again_every`: each so-manieth image gets second cuts, 0 for none, 1 for
-    all. Ends early, not complete, when `late()`, and after VIOLATIONS_LIMIT violations."""
+    """Cut everywhere. `again_every`: each so-manieth image is worked on and cut again, 0 for none.
+    `kill_every`: before each so-manieth sync the program is killed only, another one goes on with
+    what it finds, and then the power is cut. Ends early, not complete, when `late()`, and after
+    VIOLATIONS_LIMIT violations."""
     tally = Tally()
+    tried = kills = 0
     with scratch_dir() as root, scratch_dir() as second:
-        for tried, point in enumerate(points(recording, {}, seed, share, progress), 1):
+        for point in points(recording, Disk(), seed, share, progress):
             if late() or len(tally.violations) >= VIOLATIONS_LIMIT:
                 tally.complete = False
                 break
+            if point.kind == "killed":
+                kills += 1
+                if kill_every and kills % kill_every == 0:
+                    _cut_again(tally, trial, point, second, seed)
+                continue
+            tried += 1
             lay_out(root, point.image)
             tally.points[point.kind] += 1
             text = trial.judge(root, point.acknowledged, point.submitted)
@@ -109,17 +121,16 @@ def sweep(
             if text:
                 tally.violations.append(_violation(point, text))
             elif again_every and tried % again_every == 0:
-                tally.again += 1
                 _cut_again(tally, trial, point, second, seed)
     return tally
 
 
 def points(
-    recording: Recording, start: Image, seed: int, share: Share, progress: Progress
+    recording: Recording, disk: Disk, seed: int, share: Share, progress: Progress
 ) -> Iterator[_Point]:
-    """All cuts of a recording that began on `start`."""
-    disk = Disk(start, recording.nodes)
+    """All cuts of a recording that began on `disk`; and the kills before its syncs."""
     acknowledged = submitted = 0
+    loaded = False
     total = len(recording.events)
     for number, event in enumerate(recording.events):
         progress(number, total)
@@ -129,22 +140,25 @@ def points(
             case Submitted(commit=commit):
                 submitted = commit
             case Acknowledged(commit=commit):
-                first, acknowledged = commit > acknowledged, commit
+                first = commit > acknowledged or not loaded
+                acknowledged, loaded = commit, True
                 if first and ours:
                     cuts = list(_under_way(disk, seed, number)) or [("boundary", ())]
             case Sync() | SyncDir() if ours:
                 cuts = list(_under_way(disk, seed, number))
-        seen = set()
-        for kind, fates in cuts:
-            if fates not in seen:
-                seen.add(fates)
-                image = disk.image(fates)
-                yield _Point(number, kind, fates, image, acknowledged, submitted)
+                if isinstance(event, Sync) and cuts:
+                    twin = disk.copy()
+                    yield _Point(
+                        number, "killed", (), twin.seen(), acknowledged, submitted, loaded, twin
+                    )
+        for kind, fates in dict.fromkeys(cuts):
+            image = disk.image(fates)
+            yield _Point(number, kind, fates, image, acknowledged, submitted, loaded, disk)
         disk.step(event)
         if ours and not isinstance(event, Sync | SyncDir | Submitted | Acknowledged):
             for kind, fates in after(disk):
                 image = disk.image(fates)
-                yield _Point(number, kind, fates, image, acknowledged, submitted)
+                yield _Point(number, kind, fates, image, acknowledged, submitted, loaded, disk)
     progress(total, total)
 
 
@@ -155,18 +169,24 @@ def _under_way(disk: Disk, seed: int, number: int) -> Iterator[tuple[str, tuple[
 
 
 def _cut_again(tally: Tally, trial: Trial, first: _Point, root: str, seed: int) -> None:
-    """Recover from the first cut, work on, and cut that everywhere."""
+    """Recover from the first cut or kill, work on, and cut that everywhere. After a kill, what
+    was under way still is; what the next program has read it must be able to rely on."""
     lay_out(root, first.image)
     made = trial.again(root, seed)
     if made is None:
         return
     next_trial, recording = made
-    rng = random.Random(f"second {seed} {tally.total}")  # noqa: S311 - the same in every run
-    for point in points(recording, first.image, seed, Share(), lambda _done, _total: None):
-        if point.kind == "torn" and rng.random() >= SECOND_TEARS:
+    killed = first.kind == "killed"
+    nodes = recording.nodes
+    disk = first.disk.renumbered(nodes) if killed else Disk(first.image, nodes)
+    tally.again += 1
+    rng = random.Random(f"second {seed} {tally.again}")  # noqa: S311 - the same in every run
+    for point in points(recording, disk, seed, Share(), lambda _done, _total: None):
+        thinned = point.kind == "torn" and rng.random() >= SECOND_TEARS
+        if thinned or point.kind == "killed" or (killed and not point.loaded):
             continue
         lay_out(root, point.image)
-        tally.points["second"] += 1
+        tally.points["after a kill" if killed else "second"] += 1
         text = next_trial.judge(root, point.acknowledged, point.submitted)
         if text:
             tally.violations.append(_violation(first, text, second=point))
