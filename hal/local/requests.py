@@ -138,7 +138,7 @@ class Requests:
     def _fault(self, client: Client, request: JsonObject) -> None:
         relays = self._board.relays[self._slot_of(request).config.slot]
         name = request.get("link")
-        if name is not None and name not in relays:
+        if name is not None and (not isinstance(name, str) or name not in relays):
             raise Refused(f"link {name!r} is unknown; known: {', '.join(relays)}")
         values = {k: v for k, v in request.items() if k not in ("id", "op", "slot", "link")}
         faults = faults_from(values)

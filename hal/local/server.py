@@ -16,6 +16,7 @@ from hal.ports import Event
 
 CLIENTS_LIMIT: Final = 32
 OUTGOING_LIMIT: Final = 64  # packets that wait for one client; a slower one is let go
+ID_LIMIT_CHARS: Final = 128
 REQUESTS_A_TURN: Final = 8  # of one client, then the others
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid; unix(7) SO_PEERCRED
 
@@ -36,10 +37,10 @@ class Client:
 
     def answer(self, request: JsonObject, result: JsonObject, fds: Sequence[int] = ()) -> None:
         """The descriptors stay the caller's."""
-        self.send({"id": request.get("id"), "ok": True, "result": result}, fds)
+        self.send({"id": _id_of(request), "ok": True, "result": result}, fds)
 
     def fail(self, request: JsonObject, error: HalError) -> None:
-        self.send({"id": request.get("id"), "ok": False, "error": wire.error_of(error)})
+        self.send({"id": _id_of(request), "ok": False, "error": wire.error_of(error)})
 
     def send(self, message: JsonObject, fds: Sequence[int] = ()) -> None:
         """Now, or as soon as it takes it. A client that is gone or too slow is closed."""
@@ -88,6 +89,16 @@ class Client:
         for _, fds in self._outgoing:
             wire.close_all(fds)
         self._outgoing.clear()
+
+
+def _id_of(request: JsonObject) -> object:
+    """As it came, or null for what is no id: a long one would leave no room for its answer."""
+    number = request.get("id")
+    if isinstance(number, str) and len(number) > ID_LIMIT_CHARS:
+        return None
+    if isinstance(number, int) and abs(number) >> 64:
+        return None
+    return number if isinstance(number, str | int) else None
 
 
 class Server:

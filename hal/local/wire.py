@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -22,6 +23,7 @@ JsonObject: TypeAlias = dict[str, Any]
 MESSAGE_LIMIT_BYTES: Final = 65536
 FDS_LIMIT: Final = 8
 SOCKET_NAME: Final = "keeper.sock"
+_INT: Final = struct.Struct("i")
 _SUN_PATH_BYTES: Final = 107  # unix(7): sun_path is 108 bytes with its zero
 
 
@@ -54,13 +56,20 @@ def receive(sock: socket.socket) -> tuple[JsonObject, list[int]] | None:
     descriptors are closed).
     """
     try:
-        data, fds, flags, _ = socket.recv_fds(
-            sock, MESSAGE_LIMIT_BYTES, FDS_LIMIT, socket.MSG_CMSG_CLOEXEC
+        # socket.recv_fds of Python 3.11 loses the flags: children would inherit what comes
+        data, ancillary, flags, _ = sock.recvmsg(
+            MESSAGE_LIMIT_BYTES, socket.CMSG_LEN(FDS_LIMIT * _INT.size), socket.MSG_CMSG_CLOEXEC
         )
     except BlockingIOError:
         return None
     except OSError as exc:
         raise PeerGone(f"keeper socket: receive: {exc}") from exc
+    fds = [
+        fd
+        for level, kind, payload in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (fd,) in _INT.iter_unpack(payload[: len(payload) // _INT.size * _INT.size])
+    ]
     try:
         if not data:
             raise PeerGone("keeper socket: the far end closed it")

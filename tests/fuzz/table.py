@@ -9,6 +9,7 @@ from tests.fuzz.targets import (
     images,
     init,
     journal,
+    keeper,
     links,
     messages,
     sockets,
@@ -16,7 +17,7 @@ from tests.fuzz.targets import (
 )
 
 MODULES = (
-    *(links, messages, windows, sockets, documents, journal),
+    *(links, messages, windows, sockets, keeper, documents, journal),
     *(init, card, decoding, compose, images),
 )
 TARGETS: dict[str, Target] = {target.name: target for m in MODULES for target in m.TARGETS}
