@@ -15,7 +15,7 @@ import pytest
 from tests.process import fault_clients as clients
 from tests.process import fault_judge as judge
 from tests.process.card_watch import CopyWatch
-from tests.process.fault_kinds import LONG_LINE, SENSELESS
+from tests.process.fault_kinds_room import LONG_LINE, SENSELESS
 from tests.process.fault_logs import LogWatch
 from tests.process.local_card import LocalCard, a_card, say
 from tools.demo import observe_card

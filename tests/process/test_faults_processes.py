@@ -6,6 +6,7 @@ test_card_failover.py); here is the rest.
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root"),
 ]
 
+WATCHDOG_S = 2.0  # board_configs/base.toml
 STEADY = """
 services:
   loop:
@@ -74,3 +76,28 @@ def test_up_gives_a_card_whose_supervisor_has_died_another_one(card: LocalCard) 
     card.wait("another daemon", lambda: status_of(card)["epoch"] == after["epoch"] + 1)
     same = status_of(card)
     assert card.apf("up", "--board", card.board)["daemon_pid"] == same["daemon_pid"]
+
+
+def test_a_supervisor_that_stood_still_does_not_take_its_daemon_for_hung(card: LocalCard) -> None:
+    """What the daemon said meanwhile waits in the socket: that is read before anybody is judged."""
+    before = status_of(card)
+    os.kill(before["supervisor_pid"], signal.SIGSTOP)
+    time.sleep(WATCHDOG_S + 1)
+    os.kill(before["supervisor_pid"], signal.SIGCONT)
+    time.sleep(0.5)
+    after = status_of(card)
+    assert after["daemon_pid"] == before["daemon_pid"]
+    assert after["epoch"] == before["epoch"]
+
+
+def test_an_agent_that_hangs_is_replaced_and_its_instances_never_notice(card: LocalCard) -> None:
+    before = card.cnms()["cnm1"]
+    os.kill(before["agent_pid"], signal.SIGSTOP)
+    card.wait("another agent", lambda: _agent_of(card) not in (None, before["agent_pid"]))
+    assert observe.start_ticks(before["agent_pid"]) is None
+    assert card.cnms()["cnm1"]["boot_id"] == before["boot_id"]
+
+
+def _agent_of(card: LocalCard) -> int | None:
+    pid: int | None = card.cnms()["cnm1"]["agent_pid"]
+    return pid

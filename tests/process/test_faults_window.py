@@ -15,7 +15,7 @@ import pytest
 from hal.errors import Refused
 from hal.linux.shm import ShmWindow, create_window_memfd
 from tests.process.card_watch import CopyWatch
-from tests.process.fault_kinds import HEADER_BYTES, scribble
+from tests.process.fault_kinds_links import HEADER_BYTES, scribble
 from tests.process.fault_logs import LogWatch
 from tests.process.local_card import BUSYBOX, LocalCard, a_card, say
 
