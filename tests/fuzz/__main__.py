@@ -3,6 +3,7 @@
     python -m tests.fuzz run [--seconds N] [--inputs N] [--plain] [--json FILE] [TARGET...]
     python -m tests.fuzz replay TARGET FILE...
     python -m tests.fuzz minimise [--found DIR] [TARGET...]
+    python -m tests.fuzz resync
     python -m tests.fuzz list
 
 `run` takes all targets in turn, N seconds each; it ends 1 when an input made one misbehave, and
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> int:
     minimise.add_argument("--work", type=Path, default=WORK)
     for command in (run, minimise):
         command.add_argument("targets", nargs="*", metavar="TARGET")
+    resync = commands.add_parser("resync", help="what damage on a serial line costs")
+    resync.add_argument("--rounds", type=int, default=2000, help="of each kind")
     commands.add_parser("list", help="the targets")
     return _dispatch(parser, parser.parse_args(argv))
 
@@ -52,6 +55,15 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
     if options.command == "list":
         for target in TARGETS.values():
             print(f"{target.name:16} {target.text}")
+        return 0
+    if options.command == "resync":
+        from tests.fuzz.resync import measure
+
+        for cost in measure(options.rounds):
+            print(
+                f"{cost.damage:12} {cost.rounds:>7,} times  {cost.mean_frames:.3f} frames lost, "
+                f"at most {cost.most_frames}; {cost.ghosts} packets that nobody sent"
+            )
         return 0
     names = [options.target] if options.command == "replay" else options.targets
     unknown = [name for name in names if name not in TARGETS]

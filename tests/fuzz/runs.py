@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import FrameType
+from typing import Any, Final, TypeAlias
 
 from hal.linux.clock import LinuxClock
 from tests.fuzz.corpus import CORPUS, inputs_of, name_of, write
@@ -21,6 +22,8 @@ LOOK_EVERY: Final = 64  # inputs between two looks at the clock
 SLOW_S: Final = 20  # of one input: a hang
 MEMORY_MB: Final = 2048
 CRASH_STATUS: Final = 77
+OURS: Final = tuple(f"{ROOT}/{room}/" for room in ("firmware", "hal", "protocol", "tools"))
+Arc: TypeAlias = tuple[str, int, int]  # file, line, the line after it
 _DONE: Final = re.compile(rb"^#(\d+)\s", re.MULTILINE)
 
 
@@ -186,24 +189,48 @@ def _quoted(word: bytes) -> str:
 
 
 def minimise(target: Target, found: Path, *, limit_bytes: int) -> int:
-    """The smallest of the inputs that reach as much, into the corpus; how many."""
+    """Of all inputs the small ones that, one after the other, reach a line after a line that none
+    before them did, into the corpus; how many."""
+    known = sorted({*inputs_of(target), *(path.read_bytes() for path in found.iterdir())}, key=len)
+    reached: set[Arc] = set()
+    chosen, total = [], 0
     with scratch_dir() as scratch:
-        seeds, merged = Path(scratch) / "seeds", Path(scratch) / "merged"
-        write(seeds, inputs_of(target))
-        merged.mkdir()
-        argv = [
-            *_engine(target),
-            *("-merge=1", str(merged), str(seeds), str(found), f"-max_len={target.max_bytes}"),
-        ]
-        subprocess.run(argv, cwd=ROOT, stderr=subprocess.PIPE, check=True)
-        kept = sorted((path.read_bytes() for path in merged.iterdir()), key=len)
+        check = target.make(Path(scratch))
+        for data in known:
+            new = _arcs(check, data) - reached
+            if not new or total + len(data) > limit_bytes:
+                continue
+            reached |= new
+            chosen.append(data)
+            total += len(data)
     folder = CORPUS / target.name
     for old in folder.iterdir() if folder.is_dir() else ():
         old.unlink()
-    chosen, total = [], 0
-    for data in kept:
-        total += len(data)
-        if total > limit_bytes:
-            break
-        chosen.append(data)
     return write(folder, chosen)
+
+
+def _arcs(check: Check, data: bytes) -> set[Arc]:
+    """The steps from line to line in our own code that one input takes."""
+    arcs: set[Arc] = set()
+
+    def enter(frame: FrameType, _event: str, _arg: object) -> Callable[..., Any] | None:
+        name = frame.f_code.co_filename
+        if not name.startswith(OURS):
+            return None
+        before = 0
+
+        def step(frame: FrameType, event: str, _arg: object) -> Callable[..., Any]:
+            nonlocal before
+            if event == "line":
+                arcs.add((name, before, frame.f_lineno))
+                before = frame.f_lineno
+            return step
+
+        return step
+
+    sys.settrace(enter)
+    try:
+        check(data)
+    finally:
+        sys.settrace(None)
+    return arcs
