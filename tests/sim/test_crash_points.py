@@ -140,7 +140,7 @@ def test_a_journal_that_breaks_its_promise_is_caught(broken, said) -> None:
 
 def test_a_start_that_relies_on_what_a_killed_holder_had_not_synced_is_caught(monkeypatch) -> None:
     monkeypatch.setattr(journal_file, "_settle", lambda _connection: None)
-    report = run(3, second_cuts=16)
+    report = run(3, second_cuts=10)
     assert report.violations != []
     assert {violation.kind for violation in report.violations} == {"killed"}
 

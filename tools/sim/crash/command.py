@@ -27,5 +27,10 @@ def crash_points(
         report = run(operations, seed, jobs=jobs or len(os.sched_getaffinity(0)), progress=progress)
     except NotRecordable as exc:
         raise CheckFailed("not_recordable", str(exc)) from exc
-    out.data("crash_points", report.to_json(), lambda: out.print("\n".join(report.lines())))
+
+    def show() -> None:
+        for line in report.lines():
+            out.print(line)
+
+    out.data("crash_points", report.to_json(), show)
     return 0 if report.good else 1
