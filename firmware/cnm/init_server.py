@@ -241,7 +241,7 @@ def status_of(instance: Instance) -> dict[str, Any]:
     return {
         "instance": instance.name,
         "generation": instance.generation,
-        "state": int(instance.state),
+        "state": int(instance.reported),
         "pid": handle.pid if handle else 0,
         "start_ticks": handle.start_ticks if handle else 0,
         "cgroup": cgroup if len(cgroup.encode()) <= CGROUP_MAX_BYTES else "",

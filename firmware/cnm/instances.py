@@ -201,7 +201,7 @@ class InstanceTable:
             return InstanceState.ABSENT
         self._bury(name, generation)
         self._stop(instance, min(grace_ms, GRACE_MAX_MS))
-        return instance.state
+        return instance.reported
 
     def abort(self, ctx: Ctx, name: str, generation: int) -> InstanceState:
         """Drop what was prepared and never started."""
@@ -334,10 +334,12 @@ class InstanceTable:
             instance.state = InstanceState.STOPPED
             self._change()
         elif instance.alive:
-            instance.stop_wanted = True
+            first, instance.stop_wanted = not instance.stop_wanted, True
             if instance.state is InstanceState.RUNNING:
                 instance.state = InstanceState.STOPPING
                 self._change()
+            elif instance.state is InstanceState.STARTING and first:
+                self._change()  # of what is reported
             if instance.state is InstanceState.STOPPING:
                 self._runner.stop(instance, grace_ms)
 

@@ -100,6 +100,14 @@ class Instance:
         """Something of it runs, or is about to."""
         return self.state in ALIVE
 
+    @property
+    def reported(self) -> InstanceState:
+        """What the card is told: what is being started and is wanted dead is being stopped. A
+        card that read STARTING would ask for the stop again, and again."""
+        if self.state is InstanceState.STARTING and (self.stop_wanted or self.doom):
+            return InstanceState.STOPPING
+        return self.state
+
 
 def ctx_to_json(ctx: Ctx) -> dict[str, object]:
     """For the stream between agent and init."""

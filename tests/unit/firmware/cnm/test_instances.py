@@ -256,7 +256,10 @@ def test_a_kill_is_repeated_until_the_end_is_seen(bench) -> None:
 def test_a_stop_while_starting_kills_it_as_soon_as_it_runs(bench) -> None:
     bench.prepare()
     bench.table.start(CTX, NAME, 1)
-    assert bench.table.stop(CTX, NAME, 1, grace_ms=60_000) is InstanceState.STARTING
+    changes = bench.events.changes
+    assert bench.table.stop(CTX, NAME, 1, grace_ms=60_000) is InstanceState.STOPPING
+    assert bench.table.find(NAME).reported is InstanceState.STOPPING, "else the card asks again"
+    assert bench.events.changes == changes + 1
     bench.runtime.started(key_of(NAME, 1))
     assert bench.state() is InstanceState.STOPPING
     assert bench.runtime.count("kill_all") == 1
