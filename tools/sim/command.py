@@ -16,6 +16,7 @@ from tools.output import Output, is_tty
 from tools.session import ApfCommand, Session
 from tools.sim.crash.command import crash_points as sweep_crash_points
 from tools.sim.faults import CLASSES, FAULTS, chosen
+from tools.sim.leases.command import prove_leases
 from tools.sim.plan import Plan
 from tools.sim.pool import run_all
 from tools.sim.report import Asked, Report
@@ -48,6 +49,12 @@ BAR_AFTER_NS: Final = 2_000_000_000
     show_default=True,
     help="Of the card's life that --crash-points cuts.",
 )
+@click.option(
+    "--lease-proof",
+    type=click.IntRange(1, 1_000_000_000),
+    metavar="N",
+    help="N runs of both ends' lease rules.",
+)
 @click.option("--jobs", type=click.IntRange(0, 256), default=0, help="Processes; 0 is one a core.")
 @click.pass_obj
 def sim_command(
@@ -64,6 +71,7 @@ def sim_command(
     list_faults: bool,
     crash_points: bool,
     operations: int,
+    lease_proof: int | None,
     jobs: int,
 ) -> int:
     """Run the real firmware in a simulated card, under faults, and judge it.
@@ -74,6 +82,8 @@ def sim_command(
     if list_faults:
         _list_faults(session.out)
         return 0
+    if lease_proof is not None:
+        return _prove(session.out, lease_proof, seeds, jobs)
     if crash_points:
         return _cut(session.out, operations, seeds, jobs)
     if replay is None and (trace is not None or steps is not None):
@@ -202,6 +212,20 @@ def _cut(out: Output, operations: int, seeds: str, jobs: int) -> int:
     try:
         with _progress(out, clock, 100, "percent of the writes") as tell:
             return sweep_crash_points(out, operations, seed, jobs, lambda done: tell(done, 0))
+    finally:
+        clock.close()
+
+
+def _prove(out: Output, runs: int, seeds: str, jobs: int) -> int:
+    """From the first seed on."""
+    try:
+        first = _seeds(seeds).start
+    except ValueError as exc:
+        raise BadUsage("usage", str(exc)) from exc
+    clock = LinuxClock()
+    try:
+        with _progress(out, clock, runs, "runs") as tell:
+            return prove_leases(out, runs, first, jobs, tell)
     finally:
         clock.close()
 

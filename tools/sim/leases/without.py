@@ -1,0 +1,458 @@
+"""Each rule of DESIGN section 4 that guards against overlap, left out: what the proof must find.
+
+A rule is left out here, by a class of the model or by one of its switches, never by a switch in
+what runs on a card.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from firmware.assignments import Assignment, Place
+from firmware.board_types import Timing
+from firmware.cnm.lease_guard import CardBinding, LeaseGuard, Verdict
+from firmware.cnm.records import Instance
+from firmware.cnm.tombstones import Tombstones
+from firmware.decide import Seen, Sight
+from firmware.discovery import Discovery
+from firmware.inventory import Cnm, Inventory
+from firmware.journal import JournalError
+from firmware.lease import CardLease, FenceProof, LeaseState
+from firmware.loop import MS
+from tools.sim.leases.card import ModelDecisions
+from tools.sim.leases.cnm import EvictingTable
+from tools.sim.leases.run import Rules
+from tools.sim.leases.weather import MODULES, Fault
+
+LATER_NS: Final = 30_000 * MS
+
+# --- rule 1: who commands, and which generation ---
+
+
+class NoBootIds(CardBinding):
+    """Commands and grants meant for an earlier boot are taken."""
+
+    def admit(self, card_uuid: bytes, epoch: int, boot_id: bytes) -> Verdict:
+        return self.introduce(card_uuid, epoch)
+
+
+class NoEpochs(CardBinding):
+    """A daemon that is gone is still obeyed."""
+
+    def introduce(self, card_uuid: bytes, epoch: int) -> Verdict:
+        return super().introduce(card_uuid, max(epoch, self.epoch))
+
+
+class NoGenerations(EvictingTable):
+    """A command for a lower generation is carried out, on what is there or anew."""
+
+    def _newest_up_to(self, name: str, generation: int) -> Instance | None:
+        found = self.find(name)
+        return found if found is None or found.generation == generation else None
+
+    def _refuse_dead(self, name: str, generation: int) -> None:
+        pass
+
+
+# --- rule 2: on disk first ---
+
+
+class EpochLater(ModelDecisions):
+    """The epoch is used before it is on disk: after a crash it is used again."""
+
+    def begin_epoch(self, fresh_uuid: bytes, done: Callable[[JournalError | None], None]) -> None:
+        self.epoch = self.journal.epoch + 1
+        self.card_uuid = fresh_uuid
+        self._loop.call_later(
+            LATER_NS, lambda: self.journal.begin_epoch(fresh_uuid.hex(), lambda _error: None)
+        )
+        done(None)
+
+
+class GenerationLater(ModelDecisions):
+    """An assignment is acted on while it is on its way to the disk."""
+
+    def assign(
+        self, changes: Sequence[Assignment], done: Callable[[bool], None] | None = None
+    ) -> None:
+        super().assign(changes, done)
+        for item in changes:
+            self._take(item)
+            self.pending.discard(item.instance)
+        self._tell([item.instance for item in changes])
+
+
+class GrantedLater(ModelDecisions):
+    """Grants begin before "granted" is on disk."""
+
+    def grant(self, cnm: Cnm, durable: Callable[[], None]) -> None:
+        durable()
+
+
+# --- rules 3 and 4: the guard ---
+
+
+def from_receipt(binding: CardBinding, now_ns: Callable[[], int]) -> LeaseGuard:
+    """The lease is counted from when its grant was received."""
+
+    class FromReceipt(LeaseGuard):
+        def on_grant(
+            self, seq: int, lease_ms: int, card_uuid: bytes, epoch: int, boot_id: bytes
+        ) -> Verdict:
+            if seq in self._sent_ns:
+                self._sent_ns[seq] = now_ns()
+            return super().on_grant(seq, lease_ms, card_uuid, epoch, boot_id)
+
+    return FromReceipt(binding)
+
+
+class NoStopTime(Timing):
+    """W without S: as if what runs were dead at the moment at which its lease ends."""
+
+    @property
+    def fence_wait_ms(self) -> int:
+        return self._stretched_ms(self.lease_ms)
+
+
+# --- rule 5: W ---
+
+
+class NoDrift(Timing):
+    """W = L + S: as if both clocks ran alike."""
+
+    @property
+    def fence_wait_ms(self) -> int:
+        return self.lease_ms + self.stop_ms
+
+
+class FromAdmission(CardLease):
+    """W counts from when the grants began, not from the last one."""
+
+    def on_heartbeat(self, boot_id: bytes, now_ns: int) -> bool:
+        before_ns = self._granted_ns
+        granted = super().on_heartbeat(boot_id, now_ns)
+        self._granted_ns = before_ns
+        return granted
+
+
+# --- rule 8: the states ---
+
+
+class GrantsToSuspects(CardLease):
+    """A SUSPECT that is heard gets grants, while the fence takes its course."""
+
+    def on_heartbeat(self, boot_id: bytes, now_ns: int) -> bool:
+        granted = super().on_heartbeat(boot_id, now_ns)
+        return granted or (boot_id == self.boot_id and self.state is LeaseState.SUSPECT)
+
+
+class RevocableFence(CardLease):
+    """A FENCING that is heard gets grants again: what was journaled as a fence is taken back on
+    one side only, and the proof that comes is taken for one."""
+
+    def on_heartbeat(self, boot_id: bytes, now_ns: int) -> bool:
+        granted = super().on_heartbeat(boot_id, now_ns)
+        return granted or (boot_id == self.boot_id and self.state is LeaseState.FENCING)
+
+
+# --- rule 9: the proofs ---
+
+
+class NoTombstones(EvictingTable):
+    """What was stopped and removed is forgotten."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._tombstones = _Forgetful()
+
+
+class _Forgetful(Tombstones):
+    def bury(self, name: str, generation: int, *, epoch: int, now_ns: int) -> None:
+        pass
+
+
+class StopIsEnough(Inventory):
+    """A SUSPECT counts as gone: nobody waits for the module's word that it has stopped."""
+
+    def look(self, place: Place, instance: str) -> Seen:
+        cnm = self.get(place.cnm)
+        if cnm is not None and cnm.lease.state is LeaseState.SUSPECT:
+            return Seen(sight=Sight.GONE)
+        return super().look(place, instance)
+
+
+class NoHold(CardLease):
+    """Power that was read low once is off."""
+
+    def _held_low(self) -> bool:
+        return self._low_since_ns is not None
+
+
+class NoWait(CardLease):
+    """Silence is enough: nobody waits until the lease must be over."""
+
+    def _waited(self, now_ns: int) -> bool:
+        return self.state in (LeaseState.SUSPECT, LeaseState.FENCING)
+
+
+class AnyHello(CardLease):
+    """Any HELLO of a SUSPECT, of the same boot too, counts as the word of a new boot."""
+
+    def on_boot(self, boot_id: bytes, now_ns: int) -> FenceProof | None:
+        if boot_id == self.boot_id and self.state is LeaseState.SUSPECT:
+            self.state = LeaseState.FENCED
+            return FenceProof.NEW_BOOT
+        return super().on_boot(boot_id, now_ns)
+
+
+class AsksAnew(Discovery):
+    """For `AnyHello`: a SUSPECT is asked for its boot id."""
+
+    def scan_cnms(self) -> None:
+        for cnm in self._inventory:
+            if cnm.lease.state is LeaseState.SUSPECT:
+                self._ask(cnm, "mc", self._set_mc_eid)
+        super().scan_cnms()
+
+
+# --- rule 10: detections are no fences ---
+
+
+class SilenceIsProof(CardLease):
+    """Two links that are down are a dead module."""
+
+    def fenced_if_proven(self, now_ns: int, *, trust_wait: bool = True) -> FenceProof | None:
+        if self.state is LeaseState.FENCING and self.power_fence:
+            self.state = LeaseState.FENCED
+            return FenceProof.POWER_LOW
+        return super().fenced_if_proven(now_ns, trust_wait=trust_wait)
+
+
+# --- rule 11: the restart ---
+
+
+class NoWaitAtStart(CardLease):
+    """W of a module that the journal calls granted is over at the start."""
+
+    def restore(self, boot_id: bytes, now_ns: int) -> None:
+        super().restore(boot_id, now_ns)
+        self._granted_ns = now_ns - self.timing.fence_wait_ms * MS
+
+
+class GrantsUnread(Discovery):
+    """Grants begin before the inventory was read; see `UnreadIsEmpty`."""
+
+    def _read_status(self, cnm: Cnm) -> None:
+        self._stop_asking(cnm, "admit")
+        cnm.observed, cnm.observed_seq = {}, 0
+        self._admit(cnm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Without:
+    """One rule left out. `focus` is the weather in which it is needed: there an overlap must be
+    found within RUNS seeds, and with the rule none in as many."""
+
+    rule: str
+    text: str
+    rules: Rules
+    focus: Mapping[str, Any]
+
+
+RUNS: Final = 400
+SECOND: Final = 1_000 * MS
+EXACT: Final[dict[str, Any]] = {  # every moment is where the lease's arithmetic puts it
+    "card_ppm": Timing().clock_rate_ppm,
+    "module_ppm": (-Timing().clock_rate_ppm,) * MODULES,
+    "power_fence": (False,) * MODULES,
+    "loss": 0.0,
+    "duplicate": 0.0,
+    "fast": 1.0,
+    "worst_stop": 1.0,
+    "disk_ns": 0,
+    "disk_refuses": 0.0,
+    "faults": (Fault(SECOND // 4, "cut", 0, 60 * SECOND),),
+    "horizon_ns": 7 * SECOND,
+}
+STALE: Final = {  # what was sent comes once more, much later
+    "power_fence": (False,) * MODULES,
+    "fast": 1.0,
+    "loss": 0.0,
+    "duplicate": 0.9,
+    "disk_ns": 0,
+    "disk_refuses": 0.0,
+    "horizon_ns": 9 * SECOND,
+}
+THERE: Final = Fault(SECOND // 10, "migrate", 0)
+BACK_AND_FORTH: Final = (THERE, Fault(3 * SECOND // 5, "migrate", 0))
+
+
+def _unheard(at_ns: int) -> Fault:
+    """From then on nobody hears what comes up again on the module that was left."""
+    return Fault(at_ns, "mute", 1, 60 * SECOND)
+
+
+POWERED: Final = {"power_fence": (True,) * MODULES, "power_stuck": 0.0, "fast": 1.0, "loss": 0.0}
+RETURNS: Final = (  # fenced by the wait, heard again in the same boot, used again, lost again
+    Fault(SECOND // 10, "cut", 0, 15 * SECOND // 2),
+    Fault(19 * SECOND // 2, "migrate", 0),
+    Fault(12 * SECOND, "cut", 0, 60 * SECOND),
+    Fault(12 * SECOND, "crash", 0),
+)
+
+
+def _without(rule: str, text: str, focus: Mapping[str, Any], **changes: Any) -> Without:
+    return Without(rule=rule, text=text, rules=Rules(**changes), focus=focus)
+
+
+_ALL: Final = (
+    _without(
+        "1 boot id",
+        "a CNM takes what was meant for an earlier boot",
+        {**STALE, "faults": (THERE, Fault(SECOND, "reboot", 1), _unheard(3 * SECOND))},
+        binding=NoBootIds,
+    ),
+    _without(
+        "1 random",
+        "a CNM's boot id is the same at each boot",
+        {**STALE, "faults": (THERE, Fault(SECOND, "reboot", 1), _unheard(3 * SECOND))},
+        boot_ids_repeat=True,
+    ),
+    _without(
+        "1 epoch",
+        "a CNM obeys a daemon that is gone",
+        {
+            **STALE,
+            "faults": (*BACK_AND_FORTH, Fault(6 * SECOND // 5, "crash", 0), _unheard(3 * SECOND)),
+        },
+        binding=NoEpochs,
+    ),
+    _without(
+        "1 generation",
+        "a CNM obeys a lower generation",
+        {**STALE, "faults": (*BACK_AND_FORTH, _unheard(3 * SECOND // 2))},
+        table=NoGenerations,
+    ),
+    _without(
+        "2 epoch",
+        "the epoch is used before it is on disk",
+        {
+            **STALE,
+            "faults": (
+                Fault(SECOND // 10, "crash", 0),
+                Fault(5 * SECOND // 2, "migrate", 0),
+                Fault(3 * SECOND, "migrate", 0),
+                Fault(18 * SECOND // 5, "crash", 0),
+                _unheard(5 * SECOND),
+            ),
+            "horizon_ns": 12 * SECOND,
+        },
+        decisions=EpochLater,
+    ),
+    _without(
+        "2 generation",
+        "g is used before it is on disk",
+        {
+            **STALE,
+            "duplicate": 0.0,
+            "disk_ns": 3 * SECOND,
+            "faults": (THERE, Fault(SECOND // 2, "crash", 0)),
+        },
+        decisions=GenerationLater,
+    ),
+    _without(
+        "2 granted",
+        "grants before that is on disk",
+        {**EXACT, "faults": RETURNS, "horizon_ns": 17 * SECOND},
+        decisions=GrantedLater,
+    ),
+    _without(
+        "3 sending",
+        "a lease counts from the receipt of its grant",
+        {
+            **EXACT,
+            "late_grants": 0.5,
+            "faults": (Fault(3 * SECOND, "mute", 0, 60 * SECOND),),
+            "horizon_ns": 12 * SECOND,
+        },
+        guard=from_receipt,
+    ),
+    _without(
+        "4 guard",
+        "the guard hangs with the agent",
+        {**EXACT, "faults": (Fault(SECOND // 4, "agent_pause", 0), *EXACT["faults"])},
+        guard_is_the_agents=True,
+    ),
+    _without("4 S", "W without the time that a stop takes", EXACT, timing=NoStopTime()),
+    _without("5 drift", "W without (1+r)/(1-r)", EXACT, timing=NoDrift()),
+    _without("5 receipt", "W from when the grants began", {}, lease=FromAdmission),
+    _without("8 suspect", "a SUSPECT gets grants", {}, lease=GrantsToSuspects),
+    _without(
+        "8 irrevocable",
+        "a FENCING gets grants",
+        {
+            **POWERED,
+            "power_stuck": 1.0,
+            "faults": (Fault(SECOND // 4, "cut", 0, 5 * SECOND // 2),),
+            "horizon_ns": 9 * SECOND,
+        },
+        lease=RevocableFence,
+    ),
+    _without(
+        "9a tombstone",
+        "a CNM forgets what it stopped",
+        {**STALE, "faults": (*BACK_AND_FORTH, _unheard(3 * SECOND // 2))},
+        table=NoTombstones,
+    ),
+    _without(
+        "9a stopped",
+        "a module that is not heard is as good as one that stopped",
+        {"faults": (Fault(SECOND // 4, "cut", 0, 60 * SECOND),)},
+        inventory=StopIsEnough,
+    ),
+    _without(
+        "9b hold",
+        "power-good read low once",
+        {**POWERED, "faults": (Fault(SECOND // 4, "glitch", 0),)},
+        lease=NoHold,
+    ),
+    _without("9c wait", "silence is enough", EXACT, lease=NoWait),
+    _without(
+        "9d boot id",
+        "any HELLO of a SUSPECT proves",
+        {"faults": (Fault(SECOND // 4, "mute", 0, SECOND),)},
+        lease=AnyHello,
+        discovery=AsksAnew,
+    ),
+    _without(
+        "9 boot",
+        "a booting CNM starts what ran",
+        {"faults": (Fault(SECOND // 4, "reboot", 0),)},
+        boots_start_what_ran=True,
+    ),
+    _without(
+        "10 silence",
+        "dead links are a dead module",
+        {**POWERED, "faults": (Fault(SECOND // 4, "cut", 0, 60 * SECOND),)},
+        lease=SilenceIsProof,
+    ),
+    _without(
+        "11 wait",
+        "W is over at the start",
+        {
+            **EXACT,
+            "faults": (
+                Fault(SECOND // 4, "cut", 0, 60 * SECOND),
+                Fault(SECOND // 4, "crash", 0),
+            ),
+        },
+        lease=NoWaitAtStart,
+    ),
+    _without(
+        "11 read",
+        "grants before the inventory was read",
+        {**STALE, "faults": (Fault(SECOND // 4, "migrate", 0), Fault(SECOND // 2, "crash", 0))},
+        discovery=GrantsUnread,
+    ),
+)
+WITHOUT: Final[Mapping[str, Without]] = {item.rule: item for item in _ALL}
