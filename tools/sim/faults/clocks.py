@@ -83,7 +83,7 @@ def _drift(site: Site) -> Injection | None:
     clocks = [world.kernel.node(name).clock for name in names]
     ppm = site.rng.choice((-RATE_PPM, RATE_PPM))
     before = [clock.rate_ppm for clock in clocks]
-    if before[0] == ppm:
+    if before[0] == ppm or before[0] < -RATE_PPM:  # D3 holds it: that is not what to go back to
         return None
     start_ns, shown_ns = world.kernel.now_ns, clocks[0].now_ns()
 

@@ -105,7 +105,8 @@ def _stall(site: Site) -> Injection | None:
         node.clock.set_rate(STOPPED_PPM)
 
         def over() -> None:
-            node.clock.set_rate(rate)
+            if node.clock.rate_ppm == STOPPED_PPM:  # else a drift (T3) was healed meanwhile
+                node.clock.set_rate(rate)
             if node.incarnation == life and node.paused:
                 world.kernel.resume(DAEMON)
 
