@@ -10,6 +10,7 @@ from tests.fuzz.targets import (
     init,
     journal,
     keeper,
+    link,
     links,
     messages,
     sockets,
@@ -17,7 +18,7 @@ from tests.fuzz.targets import (
 )
 
 MODULES = (
-    *(links, messages, windows, sockets, keeper, documents, journal),
+    *(links, link, messages, windows, sockets, keeper, documents, journal),
     *(init, card, decoding, compose, images),
 )
 TARGETS: dict[str, Target] = {target.name: target for m in MODULES for target in m.TARGETS}

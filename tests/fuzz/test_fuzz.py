@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import table
 from tests.fuzz.__main__ import main
 from tests.fuzz.corpus import CORPUS, committed, inputs_of, name_of
 from tests.fuzz.mutate import Mutator
@@ -65,11 +66,25 @@ def _refuses_bad(data: bytes) -> bool:
     return True
 
 
-def test_a_crash_ends_the_run_and_its_input_is_kept(tmp_path: Path, capsys: object) -> None:
+def test_a_crash_ends_the_run_and_its_input_is_kept(tmp_path: Path) -> None:
     result = run_plain(_target(_refuses_bad, bad=1), inputs=50, crashes=tmp_path / "crashes")
     [file] = result.crashes or []
     assert Path(file).read_bytes() == b"bad"
     assert result.inputs == 2
+
+
+def test_a_run_with_a_crash_ends_1_and_says_how_to_replay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "TARGETS", {"bad": _target(_refuses_bad, bad=1)})
+    words = ["run", "--plain", "--inputs", "50", "--work", str(tmp_path), "bad"]
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    [kept] = (tmp_path / "crashes").iterdir()
+    assert f"replay: python -m tests.fuzz replay bad {kept}" in said
+    assert "1 crashes" in said
+    monkeypatch.setattr(table, "TARGETS", {"good": _target(lambda _data: True)})
+    assert main([*words[:-1], "good"]) == 0
 
 
 def test_a_run_ends_after_its_inputs_and_counts_what_was_accepted() -> None:
