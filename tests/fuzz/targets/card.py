@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from firmware.api import Api
 from firmware.board import load_board
 from firmware.card import Card, CardPorts
 from firmware.decisions import Decisions, WorkloadDecision
 from firmware.journal import Journal
 from firmware.lease import LeaseState
+from firmware.rpc import Dispatcher, MethodTable
 from firmware.workload import Workload
 from hal.ports import FenceKind, JournalRecord, SlotState
 from protocol.apf import (
@@ -48,7 +50,7 @@ from tests.fuzz.reader import Reader
 from tests.fuzz.samples import sample_bodies
 from tests.fuzz.target import Check, Target
 from tests.fuzz.targets.messages import _message
-from tests.fuzz.targets.sockets import Pipe
+from tests.fuzz.targets.sockets import Caller, Pipe, ask
 from tests.unit.firmware.cnm.conftest import ManualLoop
 from tests.unit.firmware.transfer_fakes import FakeBlobs
 from tests.unit.firmware.window_fakes import FakeWindow, SeededEntropy
@@ -160,6 +162,20 @@ class Slot:
         self._loop.post(lambda: done((FakeWindow(*HALVES), Bell())))
 
 
+OPERATIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("workload.submit", {"workload": SHOP.to_json()}),
+    ("workload.submit", {"workload": SHOP.to_json()}),
+    ("workload.remove", {"name": "shop"}),
+    ("cnm.drain", {"id": "cnm0"}),
+    ("cnm.undrain", {"id": "cnm0"}),
+    ("volume.flush", {"name": "data"}),
+    ("instance.migrate", {"instance": "shop/web/0"}),
+    ("instance.logs", {"instance": "shop/web/0", "offset": 0}),
+    ("workload.ps", {}),
+    ("cnm.show", {"id": "cnm0"}),
+)
+
+
 class Bench:
     """One card, booted as far as its first question."""
 
@@ -186,6 +202,10 @@ class Bench:
         for name in ("mc", "agent"):
             link = getattr(self.cnm, name).link
             link.send_message = lambda data, name=name, **more: self._sent(name, data, **more)
+        table = MethodTable()
+        Api(self.card, pids=dict).register(table)
+        self.dispatcher = Dispatcher(table)
+        self.answers: list[bytes] = []
         self.loop.advance(1)
 
     def _sent(self, link: str, data: bytes, *, tag: int, to: bool, urgent: bool = False) -> bool:
@@ -198,6 +218,10 @@ class Bench:
         changes = self.card.volumes.ensure(["shop/data", "data"])
         self.card.decisions.accept(WorkloadDecision(workload=SHOP), changes, lambda _error: None)
         self.card.reconciler.kick_workload("shop")
+
+    def operate(self, method: str, params: dict[str, Any]) -> None:
+        """What somebody at the control socket wants."""
+        self.dispatcher.dispatch(ask(method, **params), Caller(), [], self.answers.append)
 
     def tell(self, link: str, data: bytes, *, to: bool = True, tag: int = 7) -> None:
         if data:
@@ -298,7 +322,7 @@ class Bench:
         elif action == 13:
             self.loop.advance(reader.byte() * 10)
         elif action == 14:
-            self.submit()
+            self.operate(*reader.choice(OPERATIONS))
         else:
             self._report(reader)
 
@@ -326,6 +350,7 @@ class Bench:
         shown = [card.status(), card.views.cnms(), card.views.instances(None), card.volumes.show()]
         shown += [card.views.cnm_detail(self.cnm), [e.to_json() for e in card.events.since(0)]]
         json.dumps(shown, allow_nan=False)
+        assert all(json.loads(line) for line in self.answers)
 
 
 def _twisted(body: bytes, reader: Reader) -> bytes:
