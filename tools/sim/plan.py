@@ -14,13 +14,14 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Final
 
-from firmware.board_types import Board, Slot, Timing
+from firmware.board_types import TIMING_LIMITS, Board, Slot, Timing
 from hal.ports import FenceKind
 from tools.sim.faults import CLASSES, Fault
 
 SECOND: Final = 1_000_000_000
 HOUR: Final = 3600 * SECOND
 LEASE_PERIODS: Final = 10  # L in heartbeat periods, where the board's own L is too short for P
+TELEMETRY_MS: Final = TIMING_LIMITS["telemetry_ms"]
 SAFETY_SHARE: Final = 0.75  # of the time: faults; the rest is for coming to rest and being calm
 STEPS_MOST: Final = 20_000  # of one seed; at one a second that is more than five hours
 BAUDS: Final = (115_200, 460_800, 921_600, 921_600, 3_000_000)
@@ -31,7 +32,7 @@ GAPS_S: Final = {  # mean gap between two faults, and between two requests: (lea
     "extreme": ((0.5, 2.0), (1.0, 5.0)),
     "one class": ((2.0, 8.0), (3.0, 15.0)),
     "everything": ((2.0, 6.0), (2.0, 10.0)),
-    "busy": ((10.0, 60.0), (0.5, 2.0)),
+    "busy": ((10.0, 60.0), (1.0, 3.0)),
 }
 ASKED: Final = {  # what people and programs do, and how often beside each other
     "submit": 6.0,
@@ -107,7 +108,10 @@ def at_rate(timing: Timing, heartbeat_hz: float) -> Timing:
         replace(
             timing,
             heartbeat_ms=period_ms,
-            telemetry_ms=max(timing.telemetry_ms, period_ms),
+            telemetry_ms=max(
+                TELEMETRY_MS[0],
+                min(timing.telemetry_ms * period_ms // timing.heartbeat_ms, TELEMETRY_MS[1]),
+            ),
             suspect_ms=max(timing.suspect_ms, 2 * period_ms),
         )
     )
@@ -159,7 +163,7 @@ def _slots(rng: random.Random, board: Board) -> tuple[Slot, ...]:
     most = len(board.slots)
     count = rng.choices(
         (1, rng.randint(2, 3), rng.randint(4, 8), rng.randint(9, 16), most),
-        (10, 50, 28, 6, 6),
+        (14, 54, 23, 5, 4),
     )[0]
     chosen = rng.sample(range(most), min(count, most))
     return tuple(board.slots[index] for index in sorted(chosen))
@@ -176,7 +180,7 @@ def _timing(rng: random.Random, timing: Timing) -> Timing:
             stop_ms=rng.choice((500, 500, 1000)),
             lease_ms=timing.lease_ms * rng.choice((2, 2, 2, 3, 4)) // 2,
             suspect_ms=timing.suspect_ms * rng.choice((1, 1, 2)),
-            telemetry_ms=timing.telemetry_ms * rng.choice((1, 1, 2, 5)),
+            telemetry_ms=max(timing.telemetry_ms // rng.choice((1, 1, 2, 5)), TELEMETRY_MS[0]),
             off_hold_ms=rng.choice((20, 100, 100, 500)),
         )
     )

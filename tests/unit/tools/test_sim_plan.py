@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware.board import load_board
-from firmware.board_types import Timing
+from firmware.board_types import TIMING_LIMITS, Timing
 from tools.sim.faults import FAULTS, Fault, Site, chosen
 from tools.sim.plan import ASKED, Plan, Style, at_rate, draw
 
@@ -35,7 +35,7 @@ def test_a_seed_draws_the_same_plan_each_time(seed: int) -> None:
     assert drawn(seed) == drawn(seed)
 
 
-@given(seed=SEEDS, heartbeat_hz=st.sampled_from((0.5, 1.0, 3.0, 10.0, 100.0)))
+@given(seed=SEEDS, heartbeat_hz=st.sampled_from((0.1, 0.5, 1.0, 3.0, 10.0, 100.0)))
 @settings(max_examples=100)
 def test_every_plan_is_lawful(seed: int, heartbeat_hz: float) -> None:
     plan = drawn(seed, heartbeat_hz=heartbeat_hz)
@@ -44,6 +44,8 @@ def test_every_plan_is_lawful(seed: int, heartbeat_hz: float) -> None:
     assert timing.lease_ms >= timing.lease_min_restart_ms
     assert timing.suspect_ms >= 2 * timing.heartbeat_ms
     assert timing.heartbeat_ms == round(1000 / heartbeat_hz)
+    for name, (least, most) in TIMING_LIMITS.items():
+        assert least <= getattr(timing, name) <= most, name
     assert all(abs(rate) <= timing.clock_rate_ppm for rate in plan.rates_ppm.values())
     assert set(plan.fences) == {slot.id for slot in plan.board.slots}
     assert 1 <= len(plan.board.slots) <= len(BOARD.slots)
