@@ -18,7 +18,9 @@ from hal.mock.journal import MockJournal
 from hal.mock.kernel import VirtualKernel
 from hal.ports import ExitReason, InstanceExit, InstanceSpec, JournalRecord
 from tools.sim.documents import component, workload
+from tools.sim.invariants.decided import DRAIN_KNOWN_NS
 from tools.sim.invariants.names import Invariant, Violation
+from tools.sim.invariants.obeyed import SETTLED_NS
 from tools.sim.invariants.repeat import check_repeats
 from tools.sim.invariants.rest import RECOVERY_NS
 from tools.sim.invariants.spread import AFTER_NS
@@ -473,6 +475,16 @@ def test_the_epoch_never_falls(world: World) -> None:
     assert broken(lambda: write(world, ("meta", "epoch", {"value": 0}))) == Invariant.EPOCH
 
 
+def test_each_start_of_the_daemon_has_an_epoch_of_its_own(world: World) -> None:
+    world.run(2)
+    epoch = world.card.decisions.epoch
+    world.restart_daemon()
+    world.run_until(lambda: world.card_or_none and world.card.ready, 10, "a daemon")
+    assert world.card.decisions.epoch == epoch + 1
+    world.card.decisions.epoch = epoch
+    assert broken(lambda: world.run(2)) == Invariant.EPOCH
+
+
 def test_the_generation_never_falls(world: World) -> None:
     assert (
         broken(lambda: write(world, ("meta", "generation", {"value": 0}))) == Invariant.GENERATION
@@ -536,6 +548,58 @@ def test_an_instance_that_is_killed_where_nothing_broke_is_a_violation(world: Wo
     for one in world.modules[cnm or ""].slot.instances.values():
         one.kill()
     assert broken(lambda: world.run(5)) == Invariant.SPREAD
+
+
+def test_a_stale_command_that_ends_what_runs_was_obeyed(world: World) -> None:
+    world.run(SETTLED_NS / SECOND)
+    world.judge.stale_command(WEB, "a stop of long ago")
+    one = world.judge._running.alive(WEB)
+    assert one is not None
+    one.kill()
+    assert broken(lambda: world.run(1)) == Invariant.OBEYED
+
+
+def test_what_was_decided_to_be_moved_is_not_ended_by_a_stale_command(world: World) -> None:
+    world.run(SETTLED_NS / SECOND)
+    world.judge.stale_command(WEB, "a stop of long ago")
+    world.migrate(WEB)
+    world.settle()
+
+
+def test_what_is_decided_for_a_module_that_drains_is_noticed(world: World) -> None:
+    record = on_disk(world, "assignment", WEB)
+    to = other_than(world, record["place"]["cnm"])
+    world.call("cnm.drain", id=to)
+    world.run(DRAIN_KNOWN_NS / SECOND + 1)
+    moving = record | {"target": record["place"] | {"cnm": to, "generation": 99}}
+    assert broken(lambda: write(world, ("assignment", WEB, moving))) == Invariant.DRAINED
+
+
+def test_what_had_ended_must_not_be_placed_again(world: World) -> None:
+    record = on_disk(world, "assignment", WEB)
+    ending = {"failed": False, "status": 0, "text": "done"}
+    write(world, ("assignment", WEB, record | {"ending": ending}))
+    assert broken(lambda: write(world, ("assignment", WEB, record))) == Invariant.REVIVED
+
+
+def test_a_drain_that_the_card_has_forgotten_is_noticed(world: World) -> None:
+    world.call("cnm.drain", id="cnm1")
+    world.run(3)
+    cnm = world.card.inventory.get("cnm1")
+    assert cnm is not None
+    cnm.draining = False
+    assert broken(lambda: world.run(3)) == Invariant.FORGOTTEN
+
+
+def test_what_is_started_before_what_it_depends_on_is_too_early(world: World) -> None:
+    needs = [{"component": "db", "condition": "started"}]
+    world.kernel.behaviours.add("db", Behaviour(start_error="no"))
+    late = workload("late", component("db"), component("web", depends_on=needs))
+    world.submit(late)
+    world.run(2)
+    place = on_disk(world, "assignment", "late/web/0")["place"]
+    early = broken(lambda: start(world, "late/web/0", place["generation"], place["cnm"]))
+    assert early == Invariant.EARLY
 
 
 # --- I10: the truth, and no flood ---

@@ -21,6 +21,8 @@ from tools.sim.invariants.asked import WatchedDispatcher
 from tools.sim.invariants.bounds import Bounds
 from tools.sim.invariants.decided import Decided
 from tools.sim.invariants.names import Invariant, Violation
+from tools.sim.invariants.obeyed import Obeyed
+from tools.sim.invariants.order import Order
 from tools.sim.invariants.rest import Rest
 from tools.sim.invariants.room import Room
 from tools.sim.invariants.running import Running, Started, instance_of
@@ -67,6 +69,7 @@ class Judge:
         self.spread = Spread(
             kernel, self._running, self.decided, board.timing, lambda: self.card(), self.fail
         )
+        self._obeyed = Obeyed(kernel, self._running, self.decided, self._guarded, self.fail)
         self.rest = Rest(
             kernel,
             self._running,
@@ -77,8 +80,11 @@ class Judge:
         )
         self.rest.on_rest = self._at_rest
         self.starts: Sequence[Started] = self._running.starts
+        self._order = Order(self.decided, self.fail)
+        self._running.on_start.append(self._order.started)
         self.on_start = self._running.on_start  # more to check at each start
         self._round = 0
+        self._strange: set[tuple[str, str]] = set()  # seen at the last look
         kernel.on_change = self._changed
         disk.journal.on_commit = self.decided.commit
         kernel.after(LOOK_NS, self._look_at_sizes)
@@ -118,6 +124,10 @@ class Judge:
         self.rest.broken_again()
         self.spread.injected(injection)
         self.told.injected(injection)
+
+    def stale_command(self, instance: str, text: str) -> None:
+        """A command that is out of date arrives, and would end `instance`; `text` names it."""
+        self._obeyed.stale_command(instance, text)
 
     def faults_over(self, at_ns: int) -> None:
         """Everything is healed: from `at_ns` on the bounds of recovery count."""
@@ -177,8 +187,30 @@ class Judge:
             else:
                 self._running.over(model)
                 self.spread.ended(model)
+                self._obeyed.ended(model)
         elif isinstance(model, Slot):
             self.spread.dark(model)
+
+    def _guarded(self, cnm: str) -> object:
+        """A module's init, while it has power and a lease."""
+        init = self.modules[cnm].init
+        node = self.kernel.nodes.get(f"{cnm}/init")
+        if init is None or node is None or not init.guard.fresh(node.clock.now_ns()):
+            return None
+        return init
+
+    def _look_at_memory(self, card: Any) -> None:
+        """What the card holds of its modules is what its disk has; twice in a row it is not: then
+        it is no decision that is on its way."""
+        strange = {
+            (cnm.id, word)
+            for cnm in card.inventory
+            for word, usual in (("draining", False), ("power_wanted", True))
+            if getattr(cnm, word) != self.decided.cnms.get(cnm.id, {}).get(word, usual)
+        }
+        for cnm, word in sorted(strange & self._strange):
+            self.fail(Invariant.FORGOTTEN, f"{cnm}: {word} is {self.decided.cnms[cnm].get(word)}")
+        self._strange = strange
 
     def _look_at_sizes(self) -> None:
         names = list(self.modules)
@@ -189,6 +221,11 @@ class Judge:
     def _look_at(self, names: Sequence[str]) -> None:
         card = self.card()
         if card is not None:
+            if card.ready:
+                self._look_at_memory(card)
+                self.decided.daemon_works(
+                    self.kernel.nodes["daemon"].incarnation, card.decisions.epoch
+                )
             self.bounds.card(card, self.control(), len(self.modules), INSTANCES_MOST)
         for name in names:
             cnm = card.inventory.get(name) if card is not None else None

@@ -5,6 +5,7 @@ from typing import Final
 
 from firmware.lease import LeaseState
 from firmware.restarts import MOST_NS
+from tools.sim.invariants.room import Room
 from tools.sim.workloads import ENDS_BY_ITSELF, MAY_HAVE_ENDED, Tenants, kind_of
 from tools.sim.world import SECOND, RpcFailure, World, waits_for_pending
 
@@ -106,18 +107,15 @@ class Rest:
 
     def _check_no_room(self, instance: str) -> None:
         """It is pending: no module has the room that it asks for."""
-        need = self.world.components[instance].resources
-        used: dict[str, list[int]] = {name: [0, 0] for name in self.world.modules}
+        need = Room.of(self.world.components[instance])
+        held = {name: Room() for name in self.world.modules}
         for name, (cnm, _, _) in self.world.running().items():
-            other = self.world.components[name].resources
-            used[cnm][0] += other.cpu_milli
-            used[cnm][1] += other.memory_bytes
-        for cnm, (cpu_milli, memory_bytes) in used.items():
-            most_milli, most_bytes = self.world.judge.capacity[cnm]
-            fits = cpu_milli + need.cpu_milli <= most_milli
-            if fits and memory_bytes + need.memory_bytes <= most_bytes:
+            held[cnm].add(Room.of(self.world.components[name]))
+        for slot in self.world.board.slots:
+            held[slot.id].add(need)
+            if not held[slot.id].over(Room.in_module(slot.module)):
                 why = self.world.ps()[instance]["reason"]
-                self.world.judge.fail("pending beside room", f"{instance} on {cnm}: {why}")
+                self.world.judge.fail("pending beside room", f"{instance} on {slot.id}: {why}")
 
     def _steady(self) -> dict[str, tuple[str, int, int]]:
         """What runs and does not end by itself, nor waits for what does."""

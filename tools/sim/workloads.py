@@ -28,6 +28,7 @@ BEHAVIOURS: Final = {
     "db": Behaviour(stop_ns=SECOND // 5),
     "leaky": Behaviour(memory_growth_bytes_per_s=1 << 20),
 }
+SMALL: Final = {"cpu_milli": 100, "memory_bytes": 32 << 20}
 ENDS_BY_ITSELF: Final = frozenset({"job", "bad", "flaky", "leaky"})  # component names
 MAY_HAVE_ENDED: Final = frozenset({"job", "bad"})
 
@@ -144,6 +145,9 @@ class Tenants:
             component("flaky", restart={"policy": "unless-stopped"}),
             component("spread", replicas=min(3, few), placement={"spread": True}),
             component("wide", resources={"cpu_milli": 3000, "memory_bytes": 4 << 30}),
+            component("roomy", resources={"cpu_milli": 200, "memory_bytes": 7 << 30}),
+            component("disk", resources={**SMALL, "nvme_bytes": 100 << 30}),
+            component("chatty", resources={**SMALL, "link_mbit": 12_000}),
             component(
                 "leaky",
                 resources={
@@ -153,6 +157,9 @@ class Tenants:
                 },
             ),
         ]
+        if any(slot.module.accelerators for slot in self.world.board.slots):
+            gpus = [{"kind": "gpu", "count": 1}]
+            kinds.append(component("gpu", resources={**SMALL, "accelerators": gpus}))
         chosen = rng.sample(kinds, rng.randint(1, 4))
         if len(chosen) > 1 and rng.random() < 0.3 and chosen[1]["name"] not in MAY_HAVE_ENDED:
             chosen[0]["depends_on"] = [{"component": chosen[1]["name"], "condition": "started"}]

@@ -272,8 +272,9 @@ def _reboot_loop(site: Site) -> Injection | None:
 
 
 def _zombie(site: Site) -> Injection | None:
-    """A command that a former life of the daemon gave comes out of the wire only now: to stop
-    what runs. Where there was no former life, the daemon is restarted first."""
+    """A command that is not for what runs comes out of the wire only now: to stop it. It is from a
+    former life of the daemon (where there was none, the daemon is restarted first), from another
+    card, for another boot of the module, or for a lower generation."""
     world = site.world
     running = sorted(world.running().items())
     if world.card_or_none is None or not world.card.ready or not running:
@@ -282,11 +283,20 @@ def _zombie(site: Site) -> Injection | None:
     module, cnm = world.modules[cnm_id], world.card.inventory.get(cnm_id)
     if cnm is None or not cnm.schedulable or not works(world, DAEMON):
         return None
-    old = world.card.decisions.epoch - 1
-    ctx = Ctx(card_uuid=world.card.decisions.card_uuid, epoch=old, boot_id=cnm.boot_id)
-    verdict: list[Callable[[], bool]] = []
-    if old < 1 or site.rng.random() < 0.5:
-        ctx = replace(ctx, epoch=old + 1)
+    epoch = world.card.decisions.epoch
+    ctx = Ctx(card_uuid=world.card.decisions.card_uuid, epoch=epoch, boot_id=cnm.boot_id)
+    least = epoch  # the card's epoch must be so much when the command arrives
+    why = site.rng.choice(("epoch", "epoch", "card", "boot", "generation"))
+    if why == "card":
+        ctx = replace(ctx, card_uuid=site.rng.randbytes(16))
+    elif why == "boot":
+        ctx = replace(ctx, boot_id=site.rng.randbytes(16))
+    elif why == "generation" and generation > 1:
+        generation -= 1
+    elif epoch > 1 and site.rng.random() < 0.5:
+        ctx = replace(ctx, epoch=epoch - 1)
+    else:
+        least = epoch + 1
         world.kill_daemon()
         world.kernel.after(span_ns(site, 0.05, 1.0), world.start_daemon)
     command = StopRequest(ctx=ctx, instance=name, generation=generation, grace_ms=0)
@@ -296,32 +306,34 @@ def _zombie(site: Site) -> Injection | None:
         message_id=site.rng.getrandbits(32),
         vendor_id=world.board.vendor_id,
     )
+    verdict: list[Callable[[], bool]] = []
 
-    def in_new_epoch() -> bool:
+    def stale() -> bool:
         seen = cnm_of(world, module)
         return (
             seen is not None
             and seen.schedulable
-            and world.card.decisions.epoch > ctx.epoch
+            and world.card.decisions.epoch >= least
             and module.init is not None
-            and module.init.guard.binding.epoch > ctx.epoch
+            and module.init.guard.binding.epoch >= least
             and len(ends(world, module, links=("agent",))) == 2
         )
 
     def arrives() -> None:
         card_end, module_end = ends(world, module, links=("agent",))
         verdict.append(card_end.grew("rx_stray_reply"))
+        world.judge.stale_command(name, f"a stop of g{generation} with a wrong {why}")
         module_end.line.inject("b", framed(packets_of(data, module_end, tag=0)))
 
     def alive() -> bool:
         found = world.modules[cnm_id].slot.instances
         return any(one.alive for one in found.values()) or name not in world.running()
 
-    when(world, in_new_epoch, arrives, limit_ns=BACK_NS)
+    when(world, stale, arrives, limit_ns=BACK_NS)
     return injection(
         site,
         "C7",
-        f"{cnm_id}: a stop of {name} g{generation} from epoch {ctx.epoch} comes late",
+        f"{cnm_id}: a stop of {name} g{generation} with a wrong {why} comes late",
         lambda: bool(verdict) and verdict[0]() and alive(),
         cnm=cnm_id,
     )
@@ -384,7 +396,7 @@ CNM_FAULTS: Final = (
     Fault(id="C4", text="a module is 100 times slower", inject=_slow),
     Fault(id="C5", text="a module reboots and forgets what was in memory", inject=_reboot),
     Fault(id="C6", text="a module reboots again and again", inject=_reboot_loop),
-    Fault(id="C7", text="a zombie: a command of an old epoch arrives late", inject=_zombie),
+    Fault(id="C7", text="a zombie: a command that is out of date arrives late", inject=_zombie),
     Fault(id="C8", text="another firmware version after a reboot", inject=_other_version),
     Fault(id="C9", text="a module lies about its capacity", inject=_liar),
 )

@@ -7,16 +7,19 @@ from hal.mock.line_faults import Pieces
 from protocol.apf import Heartbeat, InitState, InstanceTelemetry, Kind, StatusReply, encode
 from protocol.apf.fields import HEADER_BYTES
 from protocol.mctp.serial import frame_serial
-from tools.sim.faults.evidence import End, cnm_of, drawn_module, ends, watched
+from tools.sim.faults.evidence import End, cnm_of, drawn_module, ends, watched, works
 from tools.sim.faults.mctp import PEER_EID, framed, packets_of
 from tools.sim.faults.types import MS, SECOND, Fault, Injection, Site, injection, span_ns
 from tools.sim.module import SimModule
+from tools.sim.world import DAEMON
 
 RESERVED_EID: Final = 3  # DSP0236: 1 to 7 are nobody's
 FLOOD_FACTOR: Final = 100
 FLOOD_LEAST: Final = 10  # packets in a fifth of a second; heartbeats are 2 of them at most
 U32: Final = 0xFFFF_FFFF
-REPLAYED: Final = 3  # frames
+REPLAYED: Final = 3  # frames; and times
+COMMANDS_RECORDED: Final = 40  # frames
+REPLAYED_MOST_S: Final = 40.0
 FORGED_EIDS: Final = (8, 10, 77, 254)
 
 
@@ -66,7 +69,72 @@ def _forged_source(site: Site) -> Injection | None:
 
 
 def _replay(site: Site) -> Injection | None:
-    """What it has recorded of its heartbeats, and of the card's grants, comes once more."""
+    """What it has recorded of its heartbeats, and of the card's grants, comes once more; or all
+    that its agent was commanded, some of it, in its order, more than once and much later."""
+    return _replay_beats(site) if site.rng.random() < 0.5 else _replay_commands(site)
+
+
+def _replay_commands(site: Site) -> Injection | None:
+    """Something is moved there and away again meanwhile: there are commands, and dead ones."""
+    module = drawn_module(site)
+    found = ends(site.world, module, links=("agent",)) if module is not None else []
+    if module is None or len(found) < 2:
+        return None
+    end = found[1]
+    world, way = site.world, end.line.towards("b")
+    tape: list[bytes] = []
+    verdict: list[Callable[[], bool]] = []
+    gap_ns, on = span_ns(site, 0.1, 3.0), True
+
+    def record(data: bytes) -> Pieces:
+        tape.append(data)
+        if on and not verdict and len(tape) < COMMANDS_RECORDED:
+            way.faults.next(record)
+        return [(0, data)]
+
+    def play(times: int) -> None:
+        found = ends(world, module, links=("agent",))
+        if not on:
+            return
+        if len(found) == 2:
+            verdict.append(found[0].grew("rx_stray_reply"))
+            verdict.append(found[1].grew("rx_repeated"))
+            for frame in tape:
+                end.line.inject("b", frame)
+        if times > 1:
+            world.kernel.after(gap_ns, lambda: play(times - 1))
+
+    def heal() -> None:
+        nonlocal on
+        on = False
+        if record in way.faults.once:
+            way.faults.once.remove(record)
+
+    def move(name: str, to: str | None) -> None:
+        here = world.where(name)
+        ready = works(world, DAEMON) and world.card_or_none is not None and world.card.ready
+        if on and ready and here not in (None, to):
+            world.begin("instance.migrate", instance=name, to=to)
+
+    way.faults.next(record)
+    names = sorted(world.running())
+    if names:
+        name = site.rng.choice(names)
+        move(name, module.id)
+        world.kernel.after(span_ns(site, 2.0, 8.0), lambda: move(name, None))
+    world.kernel.after(span_ns(site, 4.0, REPLAYED_MOST_S), lambda: play(REPLAYED))
+    return injection(
+        site,
+        "X2",
+        f"{module.id}: commands to its agent are replayed",
+        lambda: any(seen() for seen in verdict),
+        cnm=module.id,
+        heal=heal,
+        lasts_ns=int((REPLAYED_MOST_S + 10) * SECOND),
+    )
+
+
+def _replay_beats(site: Site) -> Injection | None:
     found = _card_end(site)
     if found is None or found[0].init is None:
         return None

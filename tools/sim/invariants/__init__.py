@@ -3,6 +3,8 @@
     running     never two copies, only what was decided, never more than a module holds (I2, I3)
     decided     what the durable disk says: nothing lost, nothing falls, nothing overbooked (I1, I3,
                 I7, I8)
+    obeyed      what is out of date is refused, and changes nothing (I2)
+    order       nothing is started before what it depends on (I2)
     stored      the journal gives back a committed prefix with all that was acknowledged (I4)
     bounds      every queue and table below its bound (I6)
     spread      a module's fault stays with that module (I9), and its death is noticed (I7)

@@ -17,6 +17,7 @@ from tools.sim.invariants.room import Room
 
 HOUR_NS: Final = 3_600_000_000_000
 SHED_MOST: Final = 60  # moves of one component for load in an hour; the rebalancer rests 10 s after
+DRAIN_KNOWN_NS: Final = 2_000_000_000  # by then nothing decided before the drain is on its way
 SHED_WORDS: Final = "is loaded"  # each of them
 
 
@@ -30,6 +31,7 @@ class Held:
     why: str
     ended: bool
     failed: bool
+    at_ns: int  # when it got there
     holds: list[tuple[str, Room]] = field(default_factory=list)
 
 
@@ -59,6 +61,9 @@ class Decided:
         self._fail = fail
         self._generations: dict[str, set[int]] = {}  # instance -> ever on disk
         self._booked = {cnm: Room() for cnm in capacity}
+        self._drained_ns: dict[str, int] = {}  # CNM -> since when the disk says that it drains
+        self._life = -1  # the daemon's process that was seen last
+        self._worked = 0  # and the highest epoch that one worked in
         self._sheds: dict[str, deque[int]] = {}
 
     # --- what is asked of it ---
@@ -101,6 +106,14 @@ class Decided:
         if name in self.workloads and name not in self.deleted:
             self._fail(Invariant.ACKNOWLEDGED, f"the removal of {name} was accepted")
 
+    def daemon_works(self, life: int, epoch: int) -> None:
+        """The daemon's process number `life` works in this epoch: one of its own."""
+        if life != self._life:
+            self._life, before = life, self._worked
+            if epoch <= before:
+                self._fail(Invariant.EPOCH, f"a start in {epoch}; the daemon before it: {before}")
+        self._worked = max(self._worked, epoch)
+
     # --- what gets there ---
 
     def commit(self, batch: Sequence[JournalRecord]) -> None:
@@ -116,7 +129,7 @@ class Decided:
                 case "assignment":
                     self._take_assignment(record.key, value, touched)
                 case "cnm" if value is not None:
-                    self.cnms[record.key] = value
+                    self._take_cnm(record.key, value)
         for cnm in sorted(touched - self.liars):
             over = self._booked[cnm].over(self._capacity[cnm])
             if over:
@@ -131,6 +144,24 @@ class Decided:
             if value is None or value["value"] < self.generation:
                 self._fail(Invariant.GENERATION, f"from {self.generation} to {value}")
             self.generation = value["value"]
+
+    def _take_cnm(self, cnm: str, value: dict[str, Any]) -> None:
+        self.cnms[cnm] = value
+        if not value.get("draining"):
+            self._drained_ns.pop(cnm, None)
+        else:
+            self._drained_ns.setdefault(cnm, self._kernel.now_ns)
+
+    def _check_not_drained(self, name: str, before: Held | None, held: Held) -> None:
+        """What comes to a module anew, that module may take."""
+        places = (before.place, before.target) if before is not None else ()
+        known = {place[0] for place in places if place is not None}
+        for place in (held.place, held.target):
+            if place is None or place[0] in known:
+                continue
+            since_ns = self._drained_ns.get(place[0], self._kernel.now_ns)
+            if self._kernel.now_ns - since_ns > DRAIN_KNOWN_NS:
+                self._fail(Invariant.DRAINED, f"{name} on {place[0]}")
 
     def _take_workload(self, name: str, value: Any) -> None:
         wanted = self.wanted.get(name)
@@ -164,7 +195,11 @@ class Decided:
             why=value["why"],
             ended=ending is not None,
             failed=ending is not None and ending["failed"],
+            at_ns=self._kernel.now_ns,
         )
+        if before is not None and before.ended and not held.ended:
+            self._fail(Invariant.REVIVED, f"{name}: decided is {held}")
+        self._check_not_drained(name, before, held)
         known = self._generations.setdefault(name, set())
         newest = max(known, default=0)
         for place in (held.place, held.target):

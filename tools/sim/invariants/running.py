@@ -66,6 +66,10 @@ class Running:
             self._shown = {name: (one.place, instance_of(one)[1], one.pid) for name, one in order}
         return self._shown
 
+    def alive(self, name: str) -> MockInstance | None:
+        """What runs of that instance."""
+        return self._alive.get(name)
+
     def begun(self, one: MockInstance) -> None:
         """An instance has started on a module. Raises Violation."""
         self._shown = None
