@@ -3,7 +3,7 @@
 `firmware.card.Card` as `firmware.app` builds it, but for what a played module can't have: its
 links are connections to FARM, its window looks connected and idle, its power is always on. Says
 on its standard output what becomes of it: "ready", then "managing" when every module is LEASED
-and every component is RUNNING.
+and every component is RUNNING, with how many were fenced. Ends with its standard input.
 """
 
 import os
@@ -33,6 +33,7 @@ from hal.ports import (
     ByteStream,
     Done,
     Doorbell,
+    Event,
     FenceKind,
     PowerAction,
     PowerRequest,
@@ -40,6 +41,7 @@ from hal.ports import (
     Window,
 )
 from protocol.window import OFF_ECHO, OFF_SESSION, geometry_for
+from tools.bench.hurry import ask_for_processor
 from tools.bench.scale_card import PER_CNM, cnm_name, large_board
 
 SPARE_FDS: Final = 128
@@ -131,6 +133,7 @@ class PlayedSlot:
 def main() -> int:
     """The exit status."""
     farm, state, cnms = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    ask_for_processor()
     wanted = 4 * cnms + SPARE_FDS
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
@@ -159,6 +162,7 @@ def main() -> int:
         _say("ready")
         _look(card, cnms)
 
+    loop.watch(sys.stdin.fileno(), Event.READ, lambda _events: loop.stop())
     loop.post(lambda: card.start(started))
     try:
         loop.run()
