@@ -68,10 +68,9 @@ class Placer:
             self.state.set_schedulable(cnm.id, why_not(cnm))
 
     def _adopt_all(self, cnm: Cnm) -> None:
-        for assignment in self._decisions.assignments.values():
-            places = (assignment.place, assignment.target)
-            if any(p is not None and p.cnm == cnm.id for p in places):
-                self.sync(assignment, self._component(assignment))
+        for instance in self._decisions.concerned(cnm.id):
+            assignment = self._decisions.assignments[instance]
+            self.sync(assignment, self._component(assignment))
 
     def set_load(self, cnm: Cnm, cpu_milli: int, memory_bytes: int) -> None:
         """What the module was last measured to use."""
