@@ -39,6 +39,7 @@ _HOT: Final[dict[int, Callable[[bytes], Body]]] = {  # notices; SPEC 7 and 8
     InstanceTelemetry.OPCODE: instance_telemetry_of,
 }
 _NOTICE: Final = int(Kind.NOTICE)
+NOTICES: Final = {opcode: body for (kind, opcode), body in BODIES.items() if kind is Kind.NOTICE}
 _unpack = HEADER_STRUCT.unpack_from
 
 
@@ -88,22 +89,22 @@ def encode_notice(body: Body, *, message_id: int, vendor_id: int = VENDOR_ID) ->
 
     Raises ValueError when the body does not fit its declaration or is no notice.
     """
+    if NOTICES.get(body.OPCODE) is not type(body):
+        raise ValueError(f"{type(body).__name__} is not sent as NOTICE")
     data = body.to_bytes()
     if HEADER_BYTES + len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"{type(body).__name__} of {len(data)} B is above the limit")
     return b"%b%b\0%b" % (
-        _notice_head(type(body), vendor_id),
+        _notice_head(body.OPCODE, vendor_id),
         message_id.to_bytes(4, "little"),
         data,
     )
 
 
 @lru_cache(maxsize=256)
-def _notice_head(body: type[Body], vendor_id: int) -> bytes:
+def _notice_head(opcode: int, vendor_id: int) -> bytes:
     """What stands before a notice's message id."""
-    if BODIES.get((Kind.NOTICE, body.OPCODE)) is not body:
-        raise ValueError(f"{body.__name__} is not sent as NOTICE")
-    head = encode_header(Kind.NOTICE, VERSION_CURRENT, body.OPCODE, 0, STATUS_OK, vendor_id)
+    head = encode_header(Kind.NOTICE, VERSION_CURRENT, opcode, 0, STATUS_OK, vendor_id)
     return head[:MESSAGE_ID_OFFSET]
 
 

@@ -120,7 +120,34 @@ def test_fast_paths_take_and_refuse_what_the_declaration_does(
     cut = data.draw(st.integers(0, 3))
     raw = bytes(good[: len(good) - cut]) + data.draw(st.binary(max_size=2))
     header = bytes.fromhex("7e 4150 01 c0") + kind.OPCODE.to_bytes(2, "little") + bytes(5)
-    assert outcome(lambda: decode(header + raw).body) == outcome(lambda: kind.from_bytes(raw))
+    assert outcome(lambda: decode(header + raw).body) == outcome(lambda: kind.declared(raw))
+
+
+@pytest.mark.parametrize(("key", "kind"), EVERY, ids=[body.__name__ for _, body in EVERY])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_what_goes_past_construct_is_what_construct_says(
+    key: tuple[Kind, int], kind: type[Body], data: st.DataObject
+) -> None:
+    body = data.draw(of_body(kind))
+    good = body.declared_bytes()
+    assert body.to_bytes() == good
+    assert kind.from_bytes(good) == kind.declared(good) == kind.from_bytes(bytes(good))
+    bad = bytearray(good)
+    for at, value in data.draw(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)))):
+        if at < len(bad):
+            bad[at] = value
+    raw = bytes(bad[: len(bad) - data.draw(st.integers(0, 3))]) + data.draw(st.binary(max_size=2))
+    found = outcome(lambda: kind.from_bytes(raw))
+    assert found == outcome(lambda: kind.declared(raw))
+    if isinstance(found, Body):
+        assert [type(getattr(found, name)) for name in found.__slots__] == [
+            type(getattr(kind.declared(raw), name)) for name in found.__slots__
+        ]
+
+
+def test_every_body_has_its_way_past_construct() -> None:
+    assert [kind.__name__ for _, kind in EVERY if getattr(kind.WIRE, "fields", None) is None] == []
 
 
 @settings(max_examples=200, deadline=None)
