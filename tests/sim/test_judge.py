@@ -515,6 +515,7 @@ class Fault:
     text: str = "a fault"
     lasts_ns: int = 0
     seen: Callable[[], bool] = field(default=lambda: True)
+    cut_short: bool = False
 
 
 def test_a_module_without_a_fault_of_its_own_must_not_be_suspected(world: World) -> None:
@@ -610,6 +611,14 @@ def test_a_kind_of_fault_that_is_never_reported_is_a_violation(world: World) -> 
         world.judge.injected(Fault(id="L5", at_ns=world.kernel.now_ns, seen=lambda: False))
     assert broken(world.judge.finish) == Invariant.SILENT
     assert world.judge.told.unseen() == {"L5": SILENT_MOST}
+
+
+def test_a_fault_that_was_cut_short_need_not_be_reported(world: World) -> None:
+    for _ in range(SILENT_MOST):
+        world.judge.injected(
+            Fault(id="L5", at_ns=world.kernel.now_ns, seen=lambda: False, cut_short=True)
+        )
+    world.judge.finish()
 
 
 def test_an_event_log_without_its_rate_is_found_out(world: World) -> None:

@@ -52,6 +52,7 @@ class Injector:
             return None
         if injection.lasts_ns:
             injection.lasts_ns = max(SHORTEST_NS, int(injection.lasts_ns * self._haste))
+            injection.cut_short = self._haste < 1
         self.injected[injection.id] += 1
         self._kernel.note("sim", "inject", f"{injection.id} {injection.text}")
         watched = _Watched(injection)

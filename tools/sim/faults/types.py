@@ -40,6 +40,7 @@ class Injection:
     heal: Callable[[], None]
     lasts_ns: int  # heal it after so long; 0 for a one-shot
     seen: Callable[[], bool]
+    cut_short: bool = False  # healed before its time: it may have had none to show
 
 
 Inject: TypeAlias = Callable[[Site], Injection | None]

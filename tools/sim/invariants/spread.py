@@ -47,6 +47,9 @@ class Injected(Protocol):
     def lasts_ns(self) -> int: ...
 
     @property
+    def cut_short(self) -> bool: ...
+
+    @property
     def seen(self) -> Callable[[], bool]: ...
 
 

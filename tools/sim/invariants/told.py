@@ -25,7 +25,8 @@ class Told:
 
     def injected(self, injection: Injected) -> None:
         """One more that is to be reported."""
-        self._injections.setdefault(injection.id, []).append(injection)
+        if not injection.cut_short:
+            self._injections.setdefault(injection.id, []).append(injection)
 
     def unseen(self) -> Counter[str]:
         """By id: how many of the faults so far have left no trace."""
