@@ -22,6 +22,8 @@ BENCHES: Final = {
     "failover": "tools.bench.failover",
     "scale": "tools.bench.scale",
     "resync": "tools.bench.resync",
+    "sim": "tools.bench.sim",
+    "recovery": "tools.bench.recovery",
 }
 _COLUMNS: Final = (
     "name",
@@ -52,6 +54,8 @@ def bench_command(session: Session, names: Sequence[str], quick: bool) -> None:
     start     process start to ready, memory; starts a card in a temporary place
     failover  a CNM is lost, its components run elsewhere; another such card
     scale     a card of 1,000 modules and 4,000 components: start, processor, memory, restart
+    sim       simulated time against the processor's, at 32 and 1,000 modules; virtual times
+    recovery  crash points of the journal a second, and those that don't recover
     resync    frames that a damaged byte of a serial line costs, by dialect; Linux's receiver
 
     Without a NAME all of them. Ends 0 also when a figure misses what it must reach: a benchmark

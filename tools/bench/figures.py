@@ -55,6 +55,10 @@ RUNNING_AGAIN_LEASE_MS: Final = Goal(must=6_500, aim=5_800)
 MANAGING_AGAIN_MS: Final = Goal(must=1_000, aim=250)
 RSS_MB: Final = Goal(must=48, aim=24)
 READY_MS: Final = Goal(must=300, aim=100)
+SIM_1_HZ: Final = Goal(must=1_000, aim=3_600, better=Better.HIGHER)
+SIM_10_HZ: Final = Goal(must=100, aim=360, better=Better.HIGHER)
+
+NONE: Final = Goal(must=0, aim=0)  # of what there must be none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

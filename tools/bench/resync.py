@@ -14,13 +14,12 @@ from typing import Final, Protocol
 
 from protocol.mctp.serial import SerialDeframer
 from protocol.mctp.serial_frame import Dialect
-from tools.bench.figures import Figure, Goal
+from tools.bench.figures import NONE, Figure, Goal
 from tools.bench.measure import Bench
 from tools.bench.resync_linux import MAX_COUNT, LinuxReceiver
 from tools.bench.resync_streams import Case, Kind, damaged
 
 FRAMES_LOST: Final = Goal(must=2, aim=1)  # the damaged one and the next; the damaged one alone
-NONE: Final = Goal(must=0, aim=0)
 _LINUX: Final = "Linux mctp-serial, modelled"
 _UNITS: Final[dict[str, tuple[str, Goal | None]]] = {
     "cases": ("damages", None),

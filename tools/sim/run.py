@@ -87,7 +87,7 @@ def plan_of(seed: int, *, board: str, hours: float, heartbeat_hz: float, faults:
     """What `run_seed` runs. Raises BoardError and ValueError."""
     return draw(
         seed,
-        board=_board(board),
+        board=sim_board(board),
         hours=hours,
         heartbeat_hz=heartbeat_hz,
         faults=chosen(faults),
@@ -95,7 +95,8 @@ def plan_of(seed: int, *, board: str, hours: float, heartbeat_hz: float, faults:
 
 
 @cache
-def _board(name: str) -> Board:
+def sim_board(name: str) -> Board:
+    """A board as it is simulated. Raises BoardError."""
     return load_board(name, run_dir=RUN_DIR, host_arch=ARCH)
 
 
