@@ -154,7 +154,7 @@ def _failover(
     fenced_ms = at_ms(EventCode.CNM_FENCED)
     suspect_ms = next(e.mono_ms for e in events if e.code is EventCode.CNM_SUSPECT)
     return {
-        "detected": suspect_ms - struck_ns / 1e6,
+        "detected": max(0.0, suspect_ms - struck_ns / 1e6),  # events are told in whole ms
         "commanded": float(at_ms(EventCode.INSTANCE_FAILOVER) - fenced_ms),
         "running_again": (again_ns[0] - struck_ns) / 1e6,
     }
