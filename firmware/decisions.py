@@ -176,14 +176,22 @@ class Decisions:
 
         self._put_cnm(cnm, LeaseState.LEASED, applied, done)
 
-    def begin_fence(self, cnm: Cnm, done: Callable[[bool], None]) -> None:
+    def begin_fence(self, cnm: Cnm, done: Callable[[bool], None], *, end_epoch: bool) -> None:
         """FENCING is irrevocable, so it is on disk before anybody acts on it (rule 8). From then
-        on this boot is not "granted" any more: a new admission of it is written anew."""
+        on this boot is not "granted" any more: a new admission of it is written anew.
+
+        `end_epoch` where the wait is to be the proof (9c): the same boot may be heard again then
+        and get a lease again, and a command that was late all the time would be taken, because
+        nothing has buried what had merely been prepared there. What has said hello with the next
+        epoch refuses it.
+        """
 
         def applied() -> None:
             cnm.granted_durable = b""
+            self.epoch = max(self.epoch, self.journal.epoch)
 
-        self._put_cnm(cnm, LeaseState.FENCING, applied, done)
+        more = (self.journal.next_epoch(),) if end_epoch else ()
+        self._put_cnm(cnm, LeaseState.FENCING, applied, done, *more)
 
     def fenced(self, cnm: Cnm, done: Callable[[bool], None]) -> None:
         self._put_cnm(cnm, LeaseState.FENCED, lambda: None, done)
@@ -205,6 +213,7 @@ class Decisions:
         state: LeaseState,
         applied: Callable[[], None],
         done: Callable[[bool], None],
+        *more: Change,
     ) -> None:
         record = {
             "uuid": cnm.uuid.hex(),
@@ -213,7 +222,7 @@ class Decisions:
             "draining": cnm.draining,
             "power_wanted": cnm.power_wanted,
         }
-        batch = [Change(kind=Kind.CNM, key=cnm.id, value=record)]
+        batch = [Change(kind=Kind.CNM, key=cnm.id, value=record), *more]
         self._commit([], batch, applied, done)
 
     # --- inside ---

@@ -8,6 +8,7 @@ thing as often as it likes. A job that failed rests for a while; then it may be 
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from firmware.assignments import Assignment, Place
@@ -243,12 +244,16 @@ class Deployer:
             job.end(str(exc))
             return
         kind = PrepareRequest if prepare else DeployRequest
-        request = kind(
-            ctx=self.ctx(job.cnm),
-            instance=assignment.instance,
-            generation=place.generation,
-            spec_digest=digest,
-        )
+
+        def request() -> DeployRequest | PrepareRequest:
+            """With the epoch of the moment: bringing what is missing may take minutes."""
+            return kind(
+                ctx=replace(self.ctx(job.cnm), boot_id=place.boot_id),
+                instance=assignment.instance,
+                generation=place.generation,
+                spec_digest=digest,
+            )
+
         self._events.emit(
             EventCode.INSTANCE_STAGING,
             f"{assignment.instance}: staging on {place.cnm}",
@@ -302,7 +307,7 @@ class _Job:
         for digest in digests:
             transfers.push(digest, pushed)
 
-    def deploy(self, request: DeployRequest | PrepareRequest) -> None:
+    def deploy(self, request: Callable[[], DeployRequest | PrepareRequest]) -> None:
         """DEPLOY until nothing is missing."""
 
         def answered(reply: Any) -> None:
@@ -320,7 +325,7 @@ class _Job:
                 return
             self.push(list(reply.missing), lambda: self.deploy(request))
 
-        self.cnm.agent.request(request, answered)
+        self.cnm.agent.request(request(), answered)
 
     def _on_command(self, reply: ReplyWithSeq | RequestError) -> None:
         if isinstance(reply, RequestRefused):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from firmware.decisions import Decisions
-from firmware.endpoint import Endpoint, RequestError, RequestRefused
+from firmware.endpoint import Endpoint, RequestError, RequestLost, RequestRefused
 from firmware.events import EventCode, EventLog
 from firmware.inventory import Cnm, Inventory
 from firmware.lease import LeaseState
@@ -148,7 +148,16 @@ class Discovery:
             layout_hash=LAYOUT_HASH,
             software=self._software,
         )
-        endpoint.request(request, done, timeout_ms=HELLO_TIMEOUT_MS, attempts=2)
+
+        def answered(reply: HelloReply | RequestError) -> None:
+            stale = isinstance(reply, RequestRefused) and (
+                reply.refusal.reason == RefusalReason.STALE_EPOCH
+            )
+            if stale and request.epoch < self._decisions.epoch:  # a fence has ended it meanwhile
+                reply = RequestLost(f"{endpoint.name}: epoch {request.epoch} is over")
+            done(reply)
+
+        endpoint.request(request, answered, timeout_ms=HELLO_TIMEOUT_MS, attempts=2)
 
     def _set_mc_eid(self, cnm: Cnm) -> None:
         def set_up(good: bool) -> None:

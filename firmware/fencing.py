@@ -56,6 +56,7 @@ class Fencing:
         self._fencing: set[str] = set()  # a FENCING or FENCED record is on its way to the disk
         self._switching: set[str] = set()  # a power request is under way
         self._off_failed: set[str] = set()  # its power could not be cut: only the wait is left
+        self._epoch_over: set[str] = set()  # no command of the epoch in which its fence began lives
         self._power_ons: dict[str, deque[int]] = {}
         self.grants = 0
         power.on_change(self._on_slot)
@@ -74,6 +75,7 @@ class Fencing:
                     cnm.granted_durable = boot_id
                 case LeaseState.FENCING.value:
                     cnm.lease.restore_fencing(boot_id, self._start_ns)
+                    self._epoch_over.add(cnm.id)  # this start has ended it
                 case LeaseState.FENCED.value:
                     cnm.lease.restore_fenced(boot_id)
             self._switch(cnm, PowerAction.READ)
@@ -153,11 +155,10 @@ class Fencing:
         silent_ns = cnm.links_silent_ns(now_ns, self._start_ns)
         if lease.fence_is_due(now_ns, silent_ns):
             self._begin_fence(cnm, f"both links silent for {silent_ns // MS} ms")
-        elif lease.state is LeaseState.FENCING and cnm.granted_durable:
-            self._write_fence(cnm, "again: the journal had refused it")
+        elif lease.state is LeaseState.FENCING and self._unwritten(cnm):
+            self._write_fence(cnm, "again: refused before, or only the wait is left")
         elif lease.state is LeaseState.FENCING and cnm.id not in self._fencing:
-            trust_wait = not lease.power_fence or cnm.id in self._off_failed
-            proof = lease.fenced_if_proven(now_ns, trust_wait=trust_wait)
+            proof = lease.fenced_if_proven(now_ns, trust_wait=self._waits_only(cnm))
             if proof is not None:
                 self._finish_fence(cnm, proof.value)
             elif (
@@ -173,6 +174,7 @@ class Fencing:
     def _begin_fence(self, cnm: Cnm, why: str) -> None:
         """From here on it can't return; nothing is done to it before that is on disk."""
         cnm.lease.begin_fence()
+        self._epoch_over.discard(cnm.id)
         self._discovery.forget(cnm)
         self._write_fence(cnm, why)
         self._inventory.on_change(cnm)
@@ -182,15 +184,27 @@ class Fencing:
             return
         self._fencing.add(cnm.id)
         boot_id = cnm.boot_id
+        end_epoch = self._waits_only(cnm)
 
         def durable(good: bool) -> None:
             self._fencing.discard(cnm.id)
             if not good or cnm.boot_id != boot_id:
                 return  # the tick asks again, unless another boot has proved this one dead
+            if end_epoch:
+                self._epoch_over.add(cnm.id)
             self._events.emit(EventCode.CNM_FENCING, f"{cnm.id}: {why}", cnm=cnm.id)
             self._tick(cnm)
 
-        self._decisions.begin_fence(cnm, durable)
+        self._decisions.begin_fence(cnm, durable, end_epoch=end_epoch)
+
+    def _waits_only(self, cnm: Cnm) -> bool:
+        """No power can be cut: the lease's end is the fence, and its boot may be heard again."""
+        return not cnm.lease.power_fence or cnm.id in self._off_failed
+
+    def _unwritten(self, cnm: Cnm) -> bool:
+        """The journal does not say yet what this fence needs."""
+        over = not self._waits_only(cnm) or cnm.id in self._epoch_over
+        return bool(cnm.granted_durable) or not over
 
     def _finish_fence(self, cnm: Cnm, proof: str) -> None:
         self._fencing.add(cnm.id)

@@ -292,10 +292,14 @@ class Journal:
         value = (self.get(Kind.META, "card_uuid") or {}).get("value")
         return value if isinstance(value, str) else None
 
+    def next_epoch(self) -> Change:
+        """Epoch + 1, to be committed with what begins it."""
+        return Change(kind=Kind.META, key="epoch", value={"value": self.epoch + 1})
+
     def begin_epoch(self, fresh_uuid: str, done: Committed) -> None:
         """Epoch + 1, durable before any frame leaves the card (DESIGN 4, rule 2). `fresh_uuid`
         becomes the card's identity if it has none yet."""
-        changes = [Change(kind=Kind.META, key="epoch", value={"value": self.epoch + 1})]
+        changes = [self.next_epoch()]
         if self.card_uuid is None:
             changes.append(Change(kind=Kind.META, key="card_uuid", value={"value": fresh_uuid}))
         self.commit(changes, done)

@@ -180,7 +180,7 @@ class _Life:
     def fence(self) -> None:
         """And what was there goes elsewhere, all in one batch."""
         module = _cnm(self._rng.choice(self._modules))
-        self.card.begin_fence(module, _well)
+        self.card.begin_fence(module, _well, end_epoch=True)
         self.card.fenced(module, _well)
         homeless = [self.card.assignments[name] for name in self.card.concerned(module.id)]
         if homeless:
