@@ -26,12 +26,10 @@ class Net:
         self._run = run
         self._cut_until: dict[tuple[str, str, str], int] = {}
 
-    def cut(self, module: str, link: str, span_ns: int, *, one_way: bool = False) -> None:
-        """Nothing passes; one way: nothing that the module says."""
-        until = self._run.kernel.now + span_ns
-        self._cut_until[module, link, "up"] = until
-        if not one_way:
-            self._cut_until[module, link, "down"] = until
+    def cut(self, module: str, link: str, ways: tuple[str, ...], span_ns: int) -> None:
+        """Nothing passes "up" to the card, or "down" to the module, or both."""
+        for way in ways:
+            self._cut_until[module, link, way] = self._run.kernel.now + span_ns
 
     def to_card(self, module: str, link: str, call: "Callable[[CardLife], None]") -> None:
         """To whatever daemon lives when it arrives."""

@@ -76,7 +76,7 @@ class ModelDeployer(Deployer):
     ) -> None:
         kind = PrepareRequest if prepare else DeployRequest
         job.deploy(
-            kind(
+            lambda: kind(
                 ctx=self.ctx(job.cnm),
                 instance=assignment.instance,
                 generation=place.generation,
@@ -124,6 +124,7 @@ class ModelEndpoint:
         self._life = life
         self._module = module
         self._name = name
+        self.name = f"{module}/{name}"
         self._pending: list[_Request] = []
 
     def control(

@@ -29,6 +29,7 @@ CUT_NS: Final = 14_000 * MS
 PAUSE_NS: Final = 9_000 * MS
 TIMING: Final = Timing()
 LINKS: Final = (("mc",), ("agent",), ("mc", "agent"), ("mc", "agent"))
+WAYS: Final = {"cut": ("up", "down"), "mute": ("up",), "deaf": ("down",)}
 
 
 def plain_guard(binding: CardBinding, _now_ns: Callable[[], int]) -> LeaseGuard:
@@ -179,11 +180,13 @@ class Run:
         boot = module.boot
         hold_ns = self.timing.off_hold_ms * MS
         match fault.what:
-            case "cut" | "mute":
+            case "cut" | "mute" | "deaf":
                 links = LINKS[-1] if fault.span_ns else rng.choice(LINKS)
+                if fault.what == "deaf":  # to grants: commands come by the agent's link
+                    links = LINKS[0]
                 span_ns = fault.span_ns or int(rng.random() * CUT_NS)
                 for link in links:
-                    self.net.cut(name, link, span_ns, one_way=fault.what == "mute")
+                    self.net.cut(name, link, WAYS[fault.what], span_ns)
             case "crash":
                 self._crash_card()
             case "pause":

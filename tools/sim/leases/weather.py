@@ -21,6 +21,7 @@ FAULTS: Final = (
     "cut",
     "cut",
     "mute",
+    "deaf",
     "crash",
     "pause",
     "agent_pause",
@@ -118,7 +119,7 @@ def draw(rng: random.Random, timing: Timing, focus: Mapping[str, Any]) -> Weathe
         return weather
     changes = dict(focus)
     changes["faults"] = tuple(
-        replace(fault, at_ns=int(fault.at_ns * (0.8 + 0.4 * rng.random())))
+        replace(fault, at_ns=int(fault.at_ns * (0.9 + 0.2 * rng.random())))
         for fault in changes.get("faults", weather.faults)
     )
     return replace(weather, **changes)

@@ -215,6 +215,13 @@ class AsksAnew(Discovery):
         super().scan_cnms()
 
 
+class SameEpochAfterFence(ModelDecisions):
+    """A fence does not end the epoch: what was commanded before it may come true after it."""
+
+    def begin_fence(self, cnm: Cnm, done: Callable[[bool], None], *, end_epoch: bool) -> None:
+        super().begin_fence(cnm, done, end_epoch=False)
+
+
 # --- rule 10: detections are no fences ---
 
 
@@ -259,7 +266,7 @@ class Without:
     focus: Mapping[str, Any]
 
 
-RUNS: Final = 400
+RUNS: Final = 300
 SECOND: Final = 1_000 * MS
 EXACT: Final[dict[str, Any]] = {  # every moment is where the lease's arithmetic puts it
     "card_ppm": Timing().clock_rate_ppm,
@@ -417,6 +424,22 @@ _ALL: Final = (
         lease=NoHold,
     ),
     _without("9c wait", "silence is enough", EXACT, lease=NoWait),
+    _without(
+        "9c epoch",
+        "a late command finds the boot that was fenced with a lease again",
+        {
+            **STALE,
+            "beat_ns": 700 * MS,
+            "late_grants": 0.0,
+            "loss": 0.1,
+            "faults": (
+                Fault(SECOND // 20, "deaf", 0, 11 * SECOND),
+                Fault(7 * SECOND, "mute", 0, 29 * SECOND // 5),
+            ),
+            "horizon_ns": 17 * SECOND,
+        },
+        decisions=SameEpochAfterFence,
+    ),
     _without(
         "9d boot id",
         "any HELLO of a SUSPECT proves",
