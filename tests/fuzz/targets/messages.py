@@ -77,8 +77,10 @@ def apf(_scratch: Path) -> Check:
         if isinstance(body, UnknownBody):
             assert body.data == wire[12:]
             return False
-        assert type(body).from_bytes(wire[12:]) == body  # by the declaration
-        assert body.to_bytes() == wire[12:]
+        declared = type(body).declared(wire[12:])
+        assert declared == body
+        assert repr(declared) == repr(body), "of the same types, too"
+        assert body.to_bytes() == body.declared_bytes() == wire[12:]
         hot = hot_notice(wire, VENDOR_ID)
         assert hot is None or hot == body
         if message.version == 1 and message.status <= 1:
@@ -101,8 +103,9 @@ def _same_refusal(wire: bytes, exc: ProtocolError) -> None:
     head = decode_header(wire)
     kind = Refusal if head.status else BODIES[head.kind, head.opcode]
     try:
-        kind.from_bytes(wire[12:])
-    except ProtocolError:
+        kind.declared(wire[12:])
+    except ProtocolError as declared:
+        assert declared.code == exc.code
         return
     raise AssertionError(f"{kind.__name__}: the declaration takes what was refused: {exc}")
 
