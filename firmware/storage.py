@@ -36,7 +36,7 @@ ENTRIES_LIMIT: Final = 65_536
 MANIFEST_LIMIT_BYTES: Final = 16 << 20
 POLL_NS: Final = 50 * MS
 ID_MAX: Final = 0xFFFF_FFFE  # of a file's owner; the next one is none to chown(2)
-FLUSH_DEADLINE_NS: Final = 600_000 * MS
+FLUSH_DEADLINE_NS: Final = 540_000 * MS  # below the control socket's limit for an answer
 PULLS_AT_ONCE: Final = 4
 
 Flushed = Callable[[str], None]  # "" or what went wrong

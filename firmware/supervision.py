@@ -55,11 +55,11 @@ class SupervisionTiming:
     restart_delay_ns: int = 50 * MS
     slow_delay_ns: int = 1000 * MS
     abort_grace_ns: int = 200 * MS
-    ready_ns: int = 20_000 * MS  # a cold card with a long journal; the aim is 100 ms
-    keeper_ready_ns: int = 15_000 * MS
+    ready_ns: int = 18_000 * MS  # a cold card with a long journal; the aim is 100 ms
+    keeper_ready_ns: int = 10_000 * MS
     keeper_poll_ns: int = 10 * MS
     daemon_stop_ns: int = 5_000 * MS
-    keeper_stop_ns: int = 15_000 * MS
+    keeper_stop_ns: int = 12_000 * MS
 
 
 class ProcessHost(Protocol):

@@ -22,7 +22,8 @@ from tools.polls import polls
 
 POLL_MS: Final = 50
 SAY_AFTER_MS: Final = 2000
-KILL_AFTER_SHARE: Final = 2  # of the time allowed, half passes before SIGKILL
+PRESS_AFTER: Final = 4  # a quarter of the time allowed passes before SIGTERM
+KILL_AFTER: Final = 0.75  # and this share of it before SIGKILL
 LOG_TAIL_BYTES: Final = 4096
 LOG_TAIL_LINES: Final = 20
 STATUS_TIMEOUT_MS: Final = 2000
@@ -127,9 +128,9 @@ def stop_daemon(places: Places, *, timeout_ms: int) -> bool:
         owners = live_owners(places)
         if not owners and status_or_none(places) is None:
             return True
-        if asked and waited_ms < timeout_ms // (2 * KILL_AFTER_SHARE):
+        if asked and waited_ms < timeout_ms // PRESS_AFTER:
             continue  # it was asked and is at it
-        late = waited_ms >= timeout_ms // KILL_AFTER_SHARE
+        late = waited_ms >= timeout_ms * KILL_AFTER
         _press(owners, signalled, signal.SIGKILL if late else signal.SIGTERM)
     left = ", ".join(f"{name} ({pid})" for name, pid in owners.items()) or "the socket"
     raise DeadlinePassed(

@@ -13,7 +13,7 @@ from firmware.loop import MS
 from hal.errors import Absent, HalError, Refused
 from hal.ports import TREE_TOP, Done, FileInfo, Reactor, Trees
 
-DEADLINE_MS: Final = 600_000
+DEADLINE_MS: Final = 240_000
 DIRECTORY_MODE: Final = 0o755
 
 Entries: TypeAlias = Sequence[tuple[FileInfo, bytes]]

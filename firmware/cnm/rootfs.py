@@ -18,7 +18,7 @@ from firmware.loop import MS
 from hal.errors import HalError
 from hal.ports import Done, Files, Reactor, Trees
 
-UNPACK_DEADLINE_MS: Final = 600_000
+UNPACK_DEADLINE_MS: Final = 300_000
 IMAGES: Final = "images"
 MARKS: Final = "image-marks"
 INSTANCES: Final = "instances"

@@ -21,7 +21,7 @@ from protocol.apf import FlushState, RefusalReason, VolumeStateReply
 
 VOLUMES: Final = "volumes"
 SLASH: Final = "@"  # in directory names; no volume's name holds it
-DEADLINE_MS: Final = 600_000
+DEADLINE_MS: Final = 300_000
 FLUSHES_LIMIT: Final = 64  # finished ones are dropped oldest first; running ones refuse a new one
 PUT_LIMIT_BYTES: Final = 1 << 20  # BlobStore.put
 NO_DIGEST: Final = bytes(32)

@@ -24,7 +24,7 @@ from hal.local.miniloop import MiniLoop
 _MS: Final = 1_000_000
 _FIRST_LOOK_NS: Final = 1 * _MS
 _LONGEST_LOOK_NS: Final = 50 * _MS
-FENCE_LIMIT_NS: Final = 5_000 * _MS  # then the request fails; the fence goes on behind it
+FENCE_LIMIT_NS: Final = 2_500 * _MS  # below the card's deadline; the fence goes on behind it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from tools.images import PackedImage, open_image, open_layer
 from tools.output import human_bytes, is_tty
 from tools.session import ApfGroup, Session
 
-BLOB_TIMEOUT_MS: Final = 600_000
+BLOB_TIMEOUT_MS: Final = 620_000  # above the daemon's own limit for an answer
 
 
 @click.group("image", cls=ApfGroup)
