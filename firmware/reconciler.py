@@ -224,10 +224,7 @@ class Reconciler:
             case steps.End(ending=ending):
                 code = EventCode.INSTANCE_FAILED if ending.failed else EventCode.INSTANCE_EXITED
                 self._events.emit(code, f"{instance}: {ending.text}", instance=instance)
-                self._decisions.assign(
-                    [replace(assignment, ending=ending)],
-                    lambda _good: self._kick_dependents(instance),
-                )
+                self._end(replace(assignment, ending=ending), component)
             case steps.Flip():
                 if seen is not None and seen.sight is Sight.GONE:
                     self.placements.say_stale(assignment)
@@ -249,6 +246,17 @@ class Reconciler:
             self.placements.restarts.running(instance, assignment.place.generation, now_ns)
             if not self._deployer.busy(instance):
                 self._deployer.settle(instance)
+
+    def _end(self, ended: Assignment, component: Component | None) -> None:
+        """It stays as it is, and others may have its room."""
+
+        def decided(good: bool) -> None:
+            if good:
+                self._placer.sync(ended, component)
+                self.kick_pending()
+            self._kick_dependents(ended.instance)
+
+        self._decisions.assign([ended], decided)
 
     def _stage(
         self, assignment: Assignment, component: Component, place: Place, *, prepare: bool

@@ -50,6 +50,16 @@ def test_a_component_with_an_image_runs_from_its_layers(world: World) -> None:
     assert cnm.slot.disk.tree.find(f"{root}/etc/app") is not None
 
 
+def test_what_ended_leaves_its_room_to_what_waits_for_it(world: World) -> None:
+    world.kernel.behaviours.add("web", Behaviour(runs_ns=3_000_000_000))
+    whole = {"cpu_milli": 8000, "memory_bytes": 1 << 20}
+    job = component(restart={"policy": "no"}, replicas=4, resources=whole)
+    world.submit(workload("jobs", job))
+    world.wait_running(*(f"jobs/web/{index}" for index in range(4)))
+    world.submit(workload("more", component("db", replicas=4, resources=whole)))
+    world.wait_running(*(f"more/db/{index}" for index in range(4)))
+
+
 @pytest.mark.parametrize(
     ("policy", "status", "starts", "phase"),
     [
