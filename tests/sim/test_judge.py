@@ -560,6 +560,14 @@ def test_a_stale_command_that_ends_what_runs_was_obeyed(world: World) -> None:
     assert broken(lambda: world.run(1)) == Invariant.OBEYED
 
 
+def test_what_is_stopped_by_nobody_s_decision_is_a_violation(world: World) -> None:
+    world.run(SETTLED_NS / SECOND)
+    one = world.judge._running.alive(WEB)
+    assert one is not None
+    one.kill()
+    assert broken(lambda: world.run(1)) == Invariant.SPREAD
+
+
 def test_what_was_decided_to_be_moved_is_not_ended_by_a_stale_command(world: World) -> None:
     world.run(SETTLED_NS / SECOND)
     world.judge.stale_command(WEB, "a stop of long ago")
@@ -589,7 +597,7 @@ def test_a_drain_that_the_card_has_forgotten_is_noticed(world: World) -> None:
     cnm = world.card.inventory.get("cnm1")
     assert cnm is not None
     cnm.draining = False
-    assert broken(lambda: world.run(3)) == Invariant.FORGOTTEN
+    assert broken(lambda: world.run(8)) == Invariant.FORGOTTEN
 
 
 def test_what_is_started_before_what_it_depends_on_is_too_early(world: World) -> None:
@@ -601,6 +609,17 @@ def test_what_is_started_before_what_it_depends_on_is_too_early(world: World) ->
     place = on_disk(world, "assignment", "late/web/0")["place"]
     early = broken(lambda: start(world, "late/web/0", place["generation"], place["cnm"]))
     assert early == Invariant.EARLY
+
+
+def test_room_that_is_held_for_nothing_is_noticed(world: World) -> None:
+    state = world.card.placer.state
+    cnm = world.where(WEB)
+    assert cnm is not None
+    hold = state.hold_of(WEB)
+    assert hold is not None
+    state.adopt(WEB, other_than(world, cnm), hold.demand, hold.constraints)
+    world.judge.faults_over(world.kernel.now_ns)
+    assert broken(lambda: world.run(10)) == Invariant.BOOKS
 
 
 # --- I10: the truth, and no flood ---

@@ -6,6 +6,7 @@ card's disk holds; the board says how large a module is. The invariants are in
 one raises `Violation`, and the judge keeps it: a program that swallows it is found out at the end.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
@@ -33,6 +34,7 @@ from tools.sim.invariants.told import Told
 __all__ = ["Injected", "Invariant", "Judge", "Started", "Violation", "instance_of"]
 
 LOOK_NS: Final = 1_000_000_000  # between two looks at what grows
+STRANGE_LOOKS: Final = 5
 LOOKS_A_ROUND: Final = 8  # a part of the modules each time
 INSTANCES_MOST: Final = 4096  # of a whole card, and as many that are going
 CAPACITY_LIE: Final = "C9"  # the fault of a module that claims more than it has
@@ -84,7 +86,7 @@ class Judge:
         self._running.on_start.append(self._order.started)
         self.on_start = self._running.on_start  # more to check at each start
         self._round = 0
-        self._strange: set[tuple[str, str]] = set()  # seen at the last look
+        self._strange: Counter[tuple[str, str]] = Counter()  # looks in a row
         kernel.on_change = self._changed
         disk.journal.on_commit = self.decided.commit
         kernel.after(LOOK_NS, self._look_at_sizes)
@@ -191,25 +193,33 @@ class Judge:
         elif isinstance(model, Slot):
             self.spread.dark(model)
 
-    def _guarded(self, cnm: str) -> object:
-        """A module's init, while it has power and a lease."""
-        init = self.modules[cnm].init
+    def _guarded(self, cnm: str, instance: str) -> bool:
+        """A module's init has a lease, and has not doomed this instance."""
+        module = self.modules.get(cnm)
         node = self.kernel.nodes.get(f"{cnm}/init")
-        if init is None or node is None or not init.guard.fresh(node.clock.now_ns()):
-            return None
-        return init
+        if module is None or module.init is None or node is None:
+            return False
+        found = module.init.table.find(instance)
+        lives = module.init.guard.fresh(node.clock.now_ns())
+        return bool(lives and found is not None and not found.doom)
 
     def _look_at_memory(self, card: Any) -> None:
-        """What the card holds of its modules is what its disk has; twice in a row it is not: then
-        it is no decision that is on its way."""
-        strange = {
+        """What the card holds of its modules is what its disk has. A decision may be on its way, or
+        the daemon held up: not for so many looks in a row."""
+        if self.kernel.nodes["daemon"].paused:
+            self._strange.clear()
+            return
+        strange = Counter(
             (cnm.id, word)
             for cnm in card.inventory
             for word, usual in (("draining", False), ("power_wanted", True))
             if getattr(cnm, word) != self.decided.cnms.get(cnm.id, {}).get(word, usual)
-        }
-        for cnm, word in sorted(strange & self._strange):
-            self.fail(Invariant.FORGOTTEN, f"{cnm}: {word} is {self.decided.cnms[cnm].get(word)}")
+        )
+        for cnm, word in strange:
+            strange[cnm, word] += self._strange[cnm, word]
+            if strange[cnm, word] >= STRANGE_LOOKS:
+                disk = self.decided.cnms.get(cnm, {}).get(word)
+                self.fail(Invariant.FORGOTTEN, f"{cnm}: {word} is {disk} on disk")
         self._strange = strange
 
     def _look_at_sizes(self) -> None:
@@ -241,4 +251,5 @@ class Judge:
         if card is not None and card.ready:
             slots = {slot.id: slot for slot in self.kernel.slots.values()}
             rows, cnms = card.views.instances(None), card.views.cnms()
+            self.decided.at_rest(card.placer.state.instances())
             self.told.at_rest(rows, cnms, self.running(), slots)

@@ -158,8 +158,9 @@ class Tenants:
             ),
         ]
         if any(slot.module.accelerators for slot in self.world.board.slots):
-            gpus = [{"kind": "gpu", "count": 1}]
-            kinds.append(component("gpu", resources={**SMALL, "accelerators": gpus}))
+            gpus = [{"kind": "gpu", "count": rng.choice((1, 2))}]
+            wants = {**SMALL, "accelerators": gpus}
+            kinds.append(component("gpu", replicas=min(2, few), resources=wants))
         chosen = rng.sample(kinds, rng.randint(1, 4))
         if len(chosen) > 1 and rng.random() < 0.3 and chosen[1]["name"] not in MAY_HAVE_ENDED:
             chosen[0]["depends_on"] = [{"component": chosen[1]["name"], "condition": "started"}]

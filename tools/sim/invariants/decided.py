@@ -114,6 +114,14 @@ class Decided:
                 self._fail(Invariant.EPOCH, f"a start in {epoch}; the daemon before it: {before}")
         self._worked = max(self._worked, epoch)
 
+    def at_rest(self, books: Mapping[str, Collection[str]]) -> None:
+        """`books`: where the allocator holds room for what. Raises Violation."""
+        for name in sorted(books.keys() | self.held.keys()):
+            held = self.held.get(name)
+            want = sorted(cnm for cnm, _ in held.holds) if held is not None else []
+            if sorted(books.get(name, ())) != want:
+                self._fail(Invariant.BOOKS, f"{name}: {books.get(name)}, decided is {held}")
+
     # --- what gets there ---
 
     def commit(self, batch: Sequence[JournalRecord]) -> None:

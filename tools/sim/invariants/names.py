@@ -19,6 +19,7 @@ class Invariant(StrEnum):
     OBEYED = "I2 a stale command was obeyed"
     OVERCOMMIT = "I3 overcommit"
     DRAINED = "I3 placed on a module that is drained"
+    BOOKS = "I3 the allocator's books are not what was decided"
     OVERBOOKED = "I3 more is decided than a module holds"
     ACKNOWLEDGED = "I4 acknowledged and not on disk"
     PREFIX = "I4 not a committed prefix"

@@ -1,17 +1,18 @@
-"""A command that is out of date changes nothing (I2): one from another card or a former epoch, for
-another boot or a lower generation. Who lets such a command out of the wire tells the judge before,
-and what it names must go on.
+"""What runs is ended only by a decision that is on disk, or with its lease, its module or itself.
+
+A command that is out of date ends nothing (I2): one from another card or a former epoch, for
+another boot or a lower generation. Who lets such a command out of the wire tells the judge before.
+And whatever else breaks on a module that lives (its agent, its links), what runs goes on (I9).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from firmware.loop import MS
 from hal.mock.instance import SIGKILL, MockInstance
 from hal.mock.kernel import VirtualKernel
 from hal.ports import ExitReason
-from tools.sim.invariants.decided import Decided, Held
+from tools.sim.invariants.decided import Decided
 from tools.sim.invariants.names import Fail, Invariant
 from tools.sim.invariants.running import Running, instance_of
 
@@ -19,60 +20,49 @@ ARRIVES_NS: Final = 200 * MS  # by then it has come and a stop has sent its sign
 SETTLED_NS: Final = 10_000 * MS  # no request lives as long: nothing else is under way by then
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Watched:
-    one: MockInstance
-    held: Held
-    init: object
-    until_ns: int
-    text: str
-
-
 class Obeyed:
-    """Looks at each end of what such a command named."""
+    """Looks at each end of what runs."""
 
     def __init__(
         self,
         kernel: VirtualKernel,
         running: Running,
         decided: Decided,
-        guarded: Callable[[str], object],
+        guarded: Callable[[str, str], bool],
         fail: Fail,
     ) -> None:
-        """`guarded(cnm)`: what stands for that module's init, or None while its lease is over."""
+        """`guarded(cnm, instance)`: that module's init lives and has a lease, and has not ended
+        the instance for want of one."""
         self._kernel = kernel
         self._running = running
         self._decided = decided
         self._guarded = guarded
         self._fail = fail
-        self._watched: dict[str, _Watched] = {}  # by instance
+        self._stale: dict[str, tuple[int, str]] = {}  # instance -> until when, and what
 
     def stale_command(self, name: str, text: str) -> None:
-        """It arrives now, and would end `name`. Nobody else may want that: nothing was decided
-        about it lately, and its module and its lease live."""
-        now_ns = self._kernel.now_ns
-        one, held = self._running.alive(name), self._decided.held.get(name)
-        if one is None or held is None or now_ns - held.at_ns < SETTLED_NS:
-            return
-        init = self._guarded(one.place)
-        if init is not None and held.place is not None and held.target is None:
-            until_ns = now_ns + ARRIVES_NS
-            self._watched[name] = _Watched(
-                one=one, held=held, init=init, until_ns=until_ns, text=text
-            )
+        """It arrives now, and would end `name`."""
+        if self._running.alive(name) is not None:
+            self._stale[name] = (self._kernel.now_ns + ARRIVES_NS, text)
 
     def ended(self, one: MockInstance) -> None:
-        """Raises Violation for one that was stopped by what it had to refuse."""
-        name, _ = instance_of(one)
-        watched = self._watched.pop(name, None)
-        if watched is None or watched.one is not one or self._kernel.now_ns > watched.until_ns:
+        """Raises Violation for one that was stopped, and nobody has decided so: not lately either,
+        for a stop that was taken back may be on its way."""
+        name, generation = instance_of(one)
+        until_ns, text = self._stale.pop(name, (0, ""))
+        end, held, now_ns = one.exit, self._decided.held.get(name), self._kernel.now_ns
+        if end is None or held is None or now_ns - held.at_ns < SETTLED_NS:
             return
-        end = one.exit
-        killed = end is not None and end.reason is ExitReason.SIGNALED and end.status == SIGKILL
+        stopped = one.signals or (end.reason is ExitReason.SIGNALED and end.status == SIGKILL)
         if (
-            (killed or one.signals)
-            and self._decided.held.get(name) is watched.held
-            and watched.held.workload in self._decided.wanted
-            and self._guarded(one.place) is watched.init
+            not stopped
+            or held.place != (one.place, generation)
+            or held.target is not None
+            or held.ended
+            or held.workload not in self._decided.wanted
+            or not self._guarded(one.place, name)
         ):
-            self._fail(Invariant.OBEYED, f"{watched.text} has ended {name} on {one.place}")
+            return
+        if now_ns <= until_ns:
+            self._fail(Invariant.OBEYED, f"{text} has ended {name} on {one.place}")
+        self._fail(Invariant.SPREAD, f"{name} was stopped on {one.place}, nobody decided so")
