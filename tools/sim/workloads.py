@@ -15,7 +15,7 @@ from hal.mock.instance import Behaviour
 from hal.ports import ExitReason, InstanceExit
 from tools.sim.documents import component, image, layer, volume, workload
 from tools.sim.judge import Started
-from tools.sim.world import SECOND, World
+from tools.sim.world import DAEMON, SECOND, World
 
 APP: Final = layer({"bin/app": bytes(150_000)})
 BIG: Final = layer({"bin/big": bytes(range(256)) * 4_000})
@@ -71,8 +71,7 @@ class Tenants:
         """A workload of some name, unless that name is taken."""
         name = rng.choice(self.names)
         document = self._document(name, rng)
-        card = self.world.card_or_none
-        if card is not None and card.ready and not self._known(name):
+        if self._answers and not self._known(name):
             self.world.know(document)
             self._ask("workload.submit", name, workload=document)
 
@@ -171,8 +170,14 @@ class Tenants:
         card = self.world.card
         return name in card.decisions.workloads or name in card.submitting
 
+    @property
+    def _answers(self) -> bool:
+        """The daemon is up, and runs: what is stopped takes no request."""
+        card = self.world.card_or_none
+        return card is not None and card.ready and not self.world.kernel.nodes[DAEMON].paused
+
     def _ask(self, method: str, name: str, /, **params: Any) -> None:
-        if self.world.card_or_none is not None and self.world.card.ready:
+        if self._answers:
             answers = self.world.begin(method, **params)
             if name:
                 self._asked.append((method, name, answers))
