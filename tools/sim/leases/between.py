@@ -1,7 +1,7 @@
 """What lies between and below the two ends: messages, the card's disk, the slots' power."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from firmware.journal import Change, Committed, Journal, JournalError, Kind, Record
@@ -130,11 +130,17 @@ class ModelJournal(Journal):
     def __init__(self, run: "Run", life: "CardLife") -> None:
         self._disk = run.disk
         self._life = life
-        self._image = {kind: dict(records) for kind, records in run.disk.image.items()}
+        self._records = {kind: dict(records) for kind, records in run.disk.image.items()}
         self._failed = None
 
     def load(self) -> None:
         """Read when it was made."""
+
+    def get(self, kind: Kind, key: str) -> Record | None:
+        return self._records[kind].get(key)
+
+    def items(self, kind: Kind) -> Mapping[str, Record]:
+        return self._records[kind]
 
     def commit(self, changes: Sequence[Change], done: Committed) -> None:
         kept = tuple(changes)
@@ -150,9 +156,9 @@ class ModelJournal(Journal):
             return
         for change in changes:
             if change.value is None:
-                self._image[change.kind].pop(change.key, None)
+                self._records[change.kind].pop(change.key, None)
             else:
-                self._image[change.kind][change.key] = change.value
+                self._records[change.kind][change.key] = change.value
         done(None)
 
 
