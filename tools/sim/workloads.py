@@ -28,6 +28,7 @@ BEHAVIOURS: Final = {
     "db": Behaviour(stop_ns=SECOND // 5),
     "leaky": Behaviour(memory_growth_bytes_per_s=1 << 20),
 }
+STATEFUL_SHARE: Final = 0.4  # of the workloads that would have no data, and of the moves
 SMALL: Final = {"cpu_milli": 100, "memory_bytes": 32 << 20}
 ENDS_BY_ITSELF: Final = frozenset({"job", "bad", "flaky", "leaky"})  # component names
 MAY_HAVE_ENDED: Final = frozenset({"job", "bad"})
@@ -81,6 +82,9 @@ class Tenants:
 
     def migrate(self, rng: random.Random) -> None:
         running = sorted(self.world.running())
+        stateful = [name for name in running if "/db/" in name]
+        if stateful and rng.random() < STATEFUL_SHARE:
+            running = stateful  # to go on with the data is the harder part
         if running:
             to = rng.choice((None, None, rng.choice(list(self.world.modules))))
             self._ask("instance.migrate", "", instance=rng.choice(running), to=to)
@@ -118,10 +122,9 @@ class Tenants:
             rng.choice(live).end(rng.choice(ends))
 
     def write(self, rng: random.Random) -> None:
-        """A database commits something."""
+        """The databases commit something, all but one."""
         running = sorted(name for name in self.world.running() if "/db/" in name)
-        if running:
-            name = rng.choice(running)
+        for name in rng.sample(running, max(1, len(running) - 1)) if running else ():
             where = self.world.where(name)
             assert where is not None
             self._writes += 1
@@ -161,6 +164,8 @@ class Tenants:
             wants = {**SMALL, "accelerators": gpus}
             kinds.append(component("gpu", replicas=min(2, few), resources=wants))
         chosen = rng.sample(kinds, rng.randint(1, 4))
+        if all(one["name"] != "db" for one in chosen) and rng.random() < STATEFUL_SHARE:
+            chosen.append(component("db", volumes=[volume(f"{name}-data")]))
         if len(chosen) > 1 and rng.random() < 0.3 and chosen[1]["name"] not in MAY_HAVE_ENDED:
             chosen[0]["depends_on"] = [{"component": chosen[1]["name"], "condition": "started"}]
         return workload(name, *chosen)
