@@ -22,7 +22,9 @@ from hal.ports import Event
 _CLOCK_BOOTTIME: Final = 7  # <linux/time.h>
 _TFD_TIMER_ABSTIME: Final = 1  # <sys/timerfd.h>
 _SECOND_NS: Final = 1_000_000_000
-_MAX_EVENTS: Final = 512  # a wait; what is left over is reported by the next one
+# a wait; what is left over is reported by the next one, so that a timer may run before a link that
+# was ready is read: more than the links of 1,000 modules
+_MAX_EVENTS: Final = 4096
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
