@@ -48,6 +48,7 @@ class Decisions:
         self.assignments: dict[str, Assignment] = {}
         self.pending: set[str] = set()  # instances with a decision on its way to the disk
         self._by_cnm: dict[str, dict[str, None]] = {}  # module -> instances, in order
+        self._by_workload: dict[str, dict[str, None]] = {}  # workload -> instances, in order
         self.epoch = 0
         self.card_uuid = b""
         self.on_assignment: Callable[[str], None] = lambda _instance: None
@@ -110,16 +111,26 @@ class Decisions:
         """The instances whose place or target is on this module."""
         return list(self._by_cnm.get(cnm_id, ()))
 
+    def of_workload(self, name: str) -> list[str]:
+        """The instances of this workload that have an assignment."""
+        return list(self._by_workload.get(name, ()))
+
     def _take(self, assignment: Assignment) -> None:
         self._unlist(assignment.instance)
         self.assignments[assignment.instance] = assignment
+        self._by_workload.setdefault(assignment.workload, {})[assignment.instance] = None
         for place in (assignment.place, assignment.target):
             if place is not None:
                 self._by_cnm.setdefault(place.cnm, {})[assignment.instance] = None
 
     def _drop(self, instance: str) -> None:
         self._unlist(instance)
-        self.assignments.pop(instance, None)
+        gone = self.assignments.pop(instance, None)
+        if gone is not None:
+            of_workload = self._by_workload[gone.workload]
+            del of_workload[instance]
+            if not of_workload:
+                del self._by_workload[gone.workload]
 
     def _unlist(self, instance: str) -> None:
         old = self.assignments.get(instance)

@@ -63,6 +63,7 @@ class Reconciler:
         self._dirty: dict[str, None] = {}  # in order
         self._reported_by: dict[str, set[str]] = {}  # instance -> modules whose reports name it
         self._posted = False
+        self._room = False  # `_look_for_room` is posted
         decisions.on_assignment = self.kick
 
     # --- who needs a step ---
@@ -89,9 +90,7 @@ class Reconciler:
             for component in record.workload.components:
                 for index in range(component.replicas):
                     self.kick(instance_name(name, component.name, index))
-        self.kick_all(
-            a.instance for a in self._decisions.assignments.values() if a.workload == name
-        )
+        self.kick_all(self._decisions.of_workload(name))
 
     def kick_cnm(self, cnm: Cnm) -> None:
         """Everything that is, or is about to be, on this module; and what waits for room."""
@@ -99,7 +98,15 @@ class Reconciler:
         self.kick_pending()
 
     def kick_pending(self) -> None:
-        """Room may have come up: look again at what waits for it, the most constrained first."""
+        """Room may have come up: look again, soon, at what waits for it. Once for however many
+        modules have changed meanwhile: at a start all of them do, and everything may wait."""
+        if self.placements.pending and not self._room:
+            self._room = True
+            self._loop.post(self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        """The most constrained first."""
+        self._room = False
         self.kick_all(sorted(self.placements.pending, key=self._placer.tightness, reverse=True))
 
     def on_report(self, cnm: Cnm, changed: Iterable[str]) -> None:
@@ -330,8 +337,7 @@ class Reconciler:
     def finish_workload(self, name: str) -> None:
         """Erase a deleted workload when its last instance has gone."""
         record = self._decisions.workloads.get(name)
-        left = any(a.workload == name for a in self._decisions.assignments.values())
-        if record is None or not record.deleted or left:
+        if record is None or not record.deleted or self._decisions.of_workload(name):
             return
 
         def erased(good: bool) -> None:
