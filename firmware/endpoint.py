@@ -10,7 +10,7 @@ Time-outs: ATTEMPTS x TIMEOUT_MS (1.5 s) stay below every deadline that is built
 below REPLY_KEEP_MS. `BUSY` answers use up time, not attempts (the budget is the same total).
 """
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
@@ -134,12 +134,12 @@ class Endpoint:
         # a random start: a restarted daemon must not meet answers kept for its last life
         self._next_id = int.from_bytes(entropy.random_bytes(4), "little")
         self._next_iid = 0
-        self._free_tags: deque[int] = deque(range(TAGS))
+        self._free_tags = list(range(TAGS))  # short lists: an empty deque has 760 bytes
         self._pending: dict[int, _Pending] = {}  # by tag, at most TAGS
-        self._waiting: deque[_Pending] = deque()  # at most WAITING_LIMIT
+        self._waiting: list[_Pending] = []  # at most WAITING_LIMIT
         self._handlers: dict[int, Callable[[Any], Body | Deferred]] = {}
         self._notices: dict[int, Callable[[Any], None]] = {}
-        self._replies: OrderedDict[tuple[int, bytes], tuple[int, bytes | None]] = OrderedDict()
+        self._replies: dict[tuple[int, bytes], tuple[int, bytes | None]] = {}  # oldest first
         link.on_message = self._on_message
 
     # --- asking ---
@@ -187,7 +187,7 @@ class Endpoint:
         lost = [*self._pending.values(), *self._waiting]
         self._pending.clear()
         self._waiting.clear()
-        self._free_tags = deque(range(TAGS))
+        self._free_tags = list(range(TAGS))
         for pending in lost:
             pending.cancel()
             pending.done(RequestLost(f"{self.name}: {text}"))
@@ -210,8 +210,8 @@ class Endpoint:
 
     def _start_waiting(self) -> None:
         while self._waiting and self._free_tags:
-            pending = self._waiting.popleft()
-            pending.tag = self._free_tags.popleft()
+            pending = self._waiting.pop(0)
+            pending.tag = self._free_tags.pop(0)
             if isinstance(pending.body, _Control):
                 pending.data = pending.body.to_bytes()
             else:

@@ -5,7 +5,7 @@ take turns so that a large blob does not hold up a small one; CHUNKS_PER_TURN an
 ring bound what one handler does. Loop thread only.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
@@ -99,9 +99,9 @@ class ChunkRoute:
         self.counters: Counter[str] = Counter()
         self._reactor = reactor
         self._listeners: dict[tuple[int, int], OnData] = {}  # at most LISTENERS_MAX
-        self._sources: deque[Source] = deque()  # bounded by those who add them
+        self._sources: list[Source] = []  # bounded by those who add them
         self._held: tuple[Source, Item] | None = None  # found no room
-        self._taken: deque[tuple[int, Callable[[], None]]] = deque()
+        self._taken: list[tuple[int, Callable[[], None]]] = []
         self._on_connect: list[Callable[[], None]] = []
         self._posted = False
         channel.on_chunk = self._chunk
@@ -156,7 +156,7 @@ class ChunkRoute:
     def _check_taken(self) -> None:
         gone = self.channel.tx_gone
         while self._taken and self._taken[0][0] <= gone:
-            self._taken.popleft()[1]()
+            self._taken.pop(0)[1]()
 
     def _connected(self) -> None:
         self.counters["connects"] += 1
@@ -180,7 +180,7 @@ class ChunkRoute:
             if held is None:
                 if not self._sources:
                     return
-                source = self._sources.popleft()
+                source = self._sources.pop(0)
                 item = source.next_chunk()
                 if item is None:
                     source.all_sent()
