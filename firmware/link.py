@@ -5,21 +5,20 @@ as long as it is wanted; what was queued for the old line, or in a dialect that 
 not to speak, is dropped and counted, because whoever waits for an answer retries with the same id.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from firmware.link_dialect import STALE_NS, LinkDialect
 from firmware.loop import MS
 from hal.errors import HalError, LinkDown
-from hal.ports import READ_LIMIT_BYTES, ByteStream, Event, Reactor
+from hal.ports import ByteStream, Event, Reactor
 from protocol.mctp.fragment import fragment
 from protocol.mctp.reassembly import Message, Reassembler
 from protocol.mctp.serial_frame import Dialect
 
 NULL_EID: Final = 0  # DSP0236 8.1: addressed by the link itself
 QUEUE_PACKETS: Final = 512  # about 35 kB, 0.4 s at 921,600 baud
-READS_A_TURN: Final = 4  # of 4 KiB each
 REOPEN_NS: Final = 200 * MS
 EXPIRE_NS: Final = 1_000 * MS
 
@@ -64,7 +63,7 @@ class Link:
         self._opened_ns = 0
         self._reassembler = Reassembler(local_eid=local_eid or None)
         self._local_eid = local_eid
-        self._queue: deque[bytes] = deque()
+        self._queue: list[bytes] = []  # not a deque: an empty one has 760 bytes
         self._unsent = memoryview(b"")
         self._writing = False
         self._closed = False
@@ -122,14 +121,21 @@ class Link:
             return False
         packets = fragment(data, dest_eid=self.peer_eid, src_eid=self.local_eid, tag=tag, to=to)
         frame = self._dialect.frame
-        frames = [frame(packet) for packet in packets]
-        if self._leads and len(packets) == 1 and self._silent():
-            frames[0] += self._dialect.probe(packets[0])
+        if len(packets) == 1:  # the usual case: a grant, and nothing waits
+            wire = frame(packets[0])
+            if self._leads and self._silent():
+                wire += self._dialect.probe(packets[0])
+            if not self._writing and not self._queue:
+                self._write(self._stream, wire)
+                return True
+            frames = [wire]
+        else:
+            frames = [frame(packet) for packet in packets]
         if len(self._queue) + len(frames) > QUEUE_PACKETS:
             self.counters["tx_queue_full"] += 1
             return False
         if urgent:
-            self._queue.extendleft(reversed(frames))
+            self._queue[:0] = frames
         else:
             self._queue.extend(frames)
         if not self._writing:
@@ -165,30 +171,42 @@ class Link:
             self._flush()
 
     def _receive(self) -> None:
-        for _ in range(READS_A_TURN):
-            if self._stream is None:
-                return
-            try:
-                data = self._stream.read()
-            except LinkDown as exc:
-                self._lost(str(exc))
-                return
-            if not data:
-                return
-            self._rx_bytes += len(data)
-            now_ns = self._reactor.now_ns()
-            packets = self._deframer.feed(data)
-            if packets:
-                self._last_rx_ns = now_ns
-                self._rx_packets += len(packets)
-                for packet in packets:
-                    message = self._reassembler.feed(packet, link=self.name, now_ns=now_ns)
-                    if message is not None:
-                        self.on_message(message)
-                    elif self._reassembler.open_messages and not self._expiring:
-                        self._plan_expiry()
-            if len(data) < READ_LIMIT_BYTES:
-                return  # that was all: the next event will tell of more
+        """One read: what is left is told of by the next wait, so that no link holds up others."""
+        if self._stream is None:
+            return
+        try:
+            data = self._stream.read()
+        except LinkDown as exc:
+            self._lost(str(exc))
+            return
+        if not data:
+            return
+        self._rx_bytes += len(data)
+        packets = self._deframer.feed(data)
+        if not packets:
+            return
+        self._last_rx_ns = now_ns = self._reactor.now_ns()
+        self._rx_packets += len(packets)
+        for packet in packets:
+            message = self._reassembler.feed(packet, link=self.name, now_ns=now_ns)
+            if message is not None:
+                self.on_message(message)
+            elif self._reassembler.open_messages and not self._expiring:
+                self._plan_expiry()
+
+    def _write(self, stream: ByteStream, frame: bytes) -> None:
+        """As `_flush` with this one frame in an empty queue."""
+        try:
+            taken = stream.write(frame)
+        except LinkDown as exc:
+            self._lost(str(exc))
+            return
+        self._tx_packets += 1
+        self._tx_bytes += taken
+        if taken < len(frame):
+            self._unsent = memoryview(frame)[taken:]
+            self._writing = True
+            self._reactor.watch(stream.handle, Event.READ | Event.WRITE, self._on_event)
 
     def _flush(self) -> None:
         stream = self._stream
@@ -199,7 +217,7 @@ class Link:
                 self._tx_bytes += taken
                 self._unsent = self._unsent[taken:]
             while self._queue and not self._unsent:
-                frame = self._queue.popleft()
+                frame = self._queue.pop(0)
                 taken = stream.write(frame)
                 self._tx_packets += 1
                 self._tx_bytes += taken
@@ -241,8 +259,11 @@ class Link:
         )
 
     def _silent(self) -> bool:
-        heard_ns = self.last_rx_ns
-        return heard_ns is None or self._reactor.now_ns() - heard_ns >= STALE_NS
+        now_ns, taken_ns = self._reactor.now_ns(), self._last_rx_ns
+        if taken_ns is not None and now_ns - taken_ns < STALE_NS:
+            return False  # the usual case
+        heard_ns = self._dialect.heard_ns
+        return heard_ns is None or now_ns - heard_ns >= STALE_NS
 
     def _understood_ns(self) -> int | None:
         """When a packet was last taken on the line that is open."""
