@@ -8,6 +8,7 @@ to the disk is left alone until it has arrived.
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from firmware import decide as steps
@@ -136,8 +137,8 @@ class Reconciler:
 
     def _turn(self) -> None:
         self._posted = False
-        for _ in range(min(STEPS_A_TURN, len(self._dirty))):
-            instance = next(iter(self._dirty))
+        # one pass: each search for the first key goes over all that were deleted before it
+        for instance in list(islice(self._dirty, STEPS_A_TURN)):
             del self._dirty[instance]
             self._step(instance)
         if self._dirty and not self._posted:
