@@ -4,6 +4,7 @@ The only place in firmware, beside firmware/cnm/app.py, that names concrete back
 """
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -41,6 +42,7 @@ EXIT_KEEPER_LOST = 5
 # Written even when the disk is full: without a new epoch and their grants a daemon that is started
 # then could keep nothing of what runs (DESIGN section 4, rules 2 and 4).
 ESSENTIAL_KINDS = (Kind.META, Kind.CNM)
+COLLECT_AFTER = (20_000, 20, 20)  # objects more than before; collections of the younger ones
 OPERATORS_GROUP = "apf"  # its members may run workloads
 
 
@@ -83,6 +85,14 @@ def local_ports(
     )
 
 
+def spare_the_collector() -> None:
+    """Have Python look for cycles less often. What this process makes all the time (frames,
+    messages, timers) is freed when its last user lets go of it; one wait that brings 700 events
+    would else start a search each time, and at a start each tenth of them goes through all that a
+    thousand modules have. Measured there: a tenth of the daemon's processor time."""
+    gc.set_threshold(*COLLECT_AFTER)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the daemon until it is told to stop; the exit status."""
     parser = argparse.ArgumentParser(prog="apf-card", description="The card daemon.")
@@ -105,6 +115,7 @@ def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
             f"board {board.name} is of kind {board.kind}: a daemon runs on kind local; "
             "mock boards live inside tests and the simulator"
         )
+    spare_the_collector()
     clock = LinuxClock()
     loop = Loop(clock)
     client = KeeperClient(run, loop)
