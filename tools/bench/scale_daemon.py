@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from firmware.api import Api
+from firmware.app import spare_the_collector
 from firmware.card import Card, CardPorts
 from firmware.events import EventCode
 from firmware.journal import JournalError
@@ -134,6 +135,7 @@ def main() -> int:
     """The exit status."""
     farm, state, cnms = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     ask_for_processor()
+    spare_the_collector()
     wanted = 4 * cnms + SPARE_FDS
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
