@@ -173,6 +173,7 @@ class Power:
         self._run = run
         self._good: dict[str, bool] = dict.fromkeys(run.modules, True)
         self._cuts: dict[str, int] = dict.fromkeys(run.modules, 0)
+        self._latched: set[str] = set()  # switched off: a supply that recovers changes nothing
         self._said_until = 0
 
     def state(self, name: str) -> SlotState:
@@ -189,13 +190,17 @@ class Power:
         def act() -> None:
             if request.action is PowerAction.OFF:
                 if run.kernel.rng.random() < run.weather.power_stuck:
-                    self._say(lambda: life.host.run(lambda: done(Unavailable("stuck"))))
+                    self._say(
+                        lambda: life.host.run(lambda: done(Unavailable("stuck")), in_order=True)
+                    )
                     return
+                self._latched.add(name)
                 self.cut(name)
-            elif request.action is PowerAction.ON and not self._good[name]:
+            elif request.action is PowerAction.ON:
+                self._latched.discard(name)
                 self.restore(name)
             state = self.state(name)
-            self._say(lambda: life.host.run(lambda: done(state)))
+            self._say(lambda: life.host.run(lambda: done(state), in_order=True))
 
         run.kernel.at(run.kernel.now + self._way_ns(), act)
 
@@ -216,6 +221,8 @@ class Power:
 
     def restore(self, name: str) -> None:
         """Back. If it was gone for less than the hold-up time, the module has not noticed."""
+        if name in self._latched or self._good[name]:
+            return
         self._cuts[name] += 1
         cut = self._cuts[name]
         self._set(name, good=True)
@@ -237,7 +244,7 @@ class Power:
     def _tell(self, state: SlotState) -> None:
         life = self._run.card
         if life is not None:
-            life.host.run(lambda: life.on_slot(state))
+            life.host.run(lambda: life.on_slot(state), in_order=True)
 
     def _say(self, call: Callable[[], None]) -> None:
         """In order: all of it comes over one socket."""

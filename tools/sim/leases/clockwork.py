@@ -73,14 +73,14 @@ class Host:
     def freeze(self, span_ns: int) -> None:
         self.frozen_until = max(self.frozen_until, self.kernel.now + span_ns)
 
-    def run(self, call: Call) -> None:
-        """`call` as soon as this process is not frozen; never, if it is dead."""
+    def run(self, call: Call, *, in_order: bool = False) -> None:
+        """`call` as soon as this process is not frozen; never, if it is dead. What waited comes in
+        any order, but for what comes `in_order`, over one socket."""
         if not self.alive:
             return
         if self.kernel.now < self.frozen_until:
-            # what waited comes in any order: two of these may change places
-            jitter = int(self.kernel.rng.random() * MS)
-            self.kernel.at(self.frozen_until + jitter, lambda: self.run(call))
+            jitter = 0 if in_order else int(self.kernel.rng.random() * MS)
+            self.kernel.at(self.frozen_until + jitter, lambda: self.run(call, in_order=in_order))
             return
         call()
 
