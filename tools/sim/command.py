@@ -13,7 +13,7 @@ from firmware.board_file import BoardError
 from hal.linux.clock import LinuxClock
 from tools.errors import BadUsage
 from tools.output import Output, is_tty
-from tools.session import ApfCommand, Session
+from tools.session import EXIT_INTERRUPTED, ApfCommand, Session
 from tools.sim.crash.command import crash_points as sweep_crash_points
 from tools.sim.faults import CLASSES, FAULTS, chosen
 from tools.sim.leases.command import prove_leases
@@ -90,14 +90,17 @@ def sim_command(
         raise BadUsage("usage", "--trace and --steps need --replay SEED")
     asked, wanted, only = _read(board, seeds, hours, heartbeat_hz, faults, replay, steps)
     report = Report(asked)
+    whole = True
     if replay is not None:
         report.add(_replay(session.out, asked, replay, only, trace))
     else:
-        _run(session.out, report, wanted, jobs)
-    if shrinks and only is None:
+        whole = _run(session.out, report, wanted, jobs)
+    if shrinks and whole and only is None:
         for outcome in report.violations[:SHRUNK_MOST]:
             _shrink(session.out, report, outcome)
     session.out.data("sim", report.to_json(), lambda: report.show(session.out))
+    if not whole:
+        return EXIT_INTERRUPTED
     return 1 if report.violations else 0
 
 
@@ -179,7 +182,8 @@ def _replay(
     return outcome
 
 
-def _run(out: Output, report: Report, wanted: Sequence[int], jobs: int) -> None:
+def _run(out: Output, report: Report, wanted: Sequence[int], jobs: int) -> bool:
+    """False when it was interrupted: the report is of the seeds until then."""
     asked = report.asked
     one = partial(
         run_seed,
@@ -198,8 +202,12 @@ def _run(out: Output, report: Report, wanted: Sequence[int], jobs: int) -> None:
                     first = found.text.split("\n")[0][:SAID_CHARS]
                     out.say(f"seed {outcome.seed}, {found.at_s:.3f} s: {found.invariant}: {first}")
                 tell(len(report.outcomes), len(report.violations))
+    except KeyboardInterrupt:
+        out.say(f"interrupted after {len(report.outcomes)} of {len(wanted)} seeds")
+        return False
     finally:
         clock.close()
+    return True
 
 
 def _cut(out: Output, operations: int, seeds: str, jobs: int) -> int:

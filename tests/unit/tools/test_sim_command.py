@@ -86,6 +86,18 @@ def test_steps_of_a_replay_can_be_left_out(capsys, tmp_path) -> None:
     assert " sim step " not in file.read_text()
 
 
+def test_who_interrupts_gets_the_report_of_the_seeds_until_then(capsys, monkeypatch) -> None:
+    def run_all(seeds, _run, **_options):
+        yield Outcome(seed=seeds[0], simulated_s=9.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_all", run_all)
+    status, out, err = apf(capsys, *SHORT, "--seeds", "5-9", "--json")
+    assert status == 130
+    assert json.loads(out)["data"]["seeds"] == 1
+    assert "interrupted after 1 of 5 seeds" in err
+
+
 def test_the_catalogue_is_listed_with_what_is_not_modelled(capsys) -> None:
     status, out, _ = apf(capsys, "--list-faults", "--json")
     rows = json.loads(out)["data"]
