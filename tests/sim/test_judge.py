@@ -26,6 +26,7 @@ from tools.sim.invariants.rest import RECOVERY_NS
 from tools.sim.invariants.spread import AFTER_NS
 from tools.sim.invariants.stored import Stored
 from tools.sim.invariants.told import SILENT_MOST
+from tools.sim.judge import LOOKS_A_PS
 from tools.sim.world import SECOND, World
 
 WEB = "shop/web/0"
@@ -664,6 +665,13 @@ def test_a_ps_that_says_otherwise_is_not_the_truth(world: World) -> None:
     world.card.views.instances = lambda _name: rows  # type: ignore[method-assign]
     world.judge.faults_over(world.kernel.now_ns)
     assert broken(lambda: world.run(10)) == Invariant.UNTRUE
+
+
+def test_a_ps_that_shows_as_running_what_never_ran_is_not_the_truth(world: World) -> None:
+    rows = world.card.views.instances(None)
+    rows[0]["generation"] += 1
+    world.card.views.instances = lambda _name: rows  # type: ignore[method-assign]
+    assert broken(lambda: world.run(LOOKS_A_PS + 1)) == Invariant.UNTRUE
 
 
 def test_a_cnm_ls_that_says_otherwise_is_not_the_truth(world: World) -> None:

@@ -35,6 +35,7 @@ __all__ = ["Injected", "Invariant", "Judge", "Started", "Violation", "instance_o
 
 LOOK_NS: Final = 1_000_000_000  # between two looks at what grows
 STRANGE_LOOKS: Final = 5
+LOOKS_A_PS: Final = 10  # it is dear
 LOOKS_A_ROUND: Final = 8  # a part of the modules each time
 INSTANCES_MOST: Final = 4096  # of a whole card, and as many that are going
 CAPACITY_LIE: Final = "C9"  # the fault of a module that claims more than it has
@@ -85,7 +86,7 @@ class Judge:
         self._order = Order(self.decided, self.fail)
         self._running.on_start.append(self._order.started)
         self.on_start = self._running.on_start  # more to check at each start
-        self._round = 0
+        self._round = self._looks = 0
         self._strange: Counter[tuple[str, str]] = Counter()  # looks in a row
         kernel.on_change = self._changed
         disk.journal.on_commit = self.decided.commit
@@ -224,6 +225,9 @@ class Judge:
 
     def _look_at_sizes(self) -> None:
         names = list(self.modules)
+        card, self._looks = self.card(), self._looks + 1
+        if card is not None and card.ready and self._looks % LOOKS_A_PS == 0:
+            self.told.at_any_time(card.views.instances(None), self._running.ever)
         self._look_at(names[self._round :: LOOKS_A_ROUND])
         self._round = (self._round + 1) % LOOKS_A_ROUND
         self.kernel.after(LOOK_NS, self._look_at_sizes)

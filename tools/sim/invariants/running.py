@@ -66,6 +66,10 @@ class Running:
             self._shown = {name: (one.place, instance_of(one)[1], one.pid) for name, one in order}
         return self._shown
 
+    def ever(self, name: str, generation: int) -> bool:
+        """That generation has been started, and may be over."""
+        return (name, generation) in self._started
+
     def alive(self, name: str) -> MockInstance | None:
         """What runs of that instance."""
         return self._alive.get(name)

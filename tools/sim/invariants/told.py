@@ -3,7 +3,7 @@ code keeps to its rate, and at rest `ps` and `cnm ls` are what the models are.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from firmware.events import RATE_BURST, RATE_PER_S
@@ -58,6 +58,17 @@ class Told:
             self._fail(
                 Invariant.FLOOD, f"{code}: more than {RATE_BURST} at once and {RATE_PER_S} a second"
             )
+
+    def at_any_time(
+        self, rows: Sequence[Mapping[str, Any]], ever: Callable[[str, int], bool]
+    ) -> None:
+        """`ps` while things happen: RUNNING means that it was seen to run. Raises Violation."""
+        for row in rows:
+            name, generation = row["instance"], row["generation"]
+            if row["phase"] == "RUNNING" and not ever(name, generation):
+                self._fail(
+                    Invariant.UNTRUE, f"ps says that {name} g{generation} runs; it never did"
+                )
 
     def at_rest(
         self,
