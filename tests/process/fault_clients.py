@@ -21,12 +21,13 @@ _STRANGER = """
 import os, socket, sys
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 sock = socket.socket(socket.AF_UNIX)
+sock.settimeout(3)
 try:
     sock.connect(sys.argv[1])
     sock.sendall(b'{"jsonrpc":"2.0","id":1,"method":"shutdown"}\\n')
     print(sock.recv(4096).decode())
 except OSError as exc:
-    print(exc.strerror)
+    print(exc.strerror or "no answer")
 """
 
 

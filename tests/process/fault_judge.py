@@ -89,10 +89,21 @@ def _rss_bytes(pid: int) -> int:
     return 1024 * int(words[1])
 
 
-def whole(card: LocalCard) -> bool:
-    """Each process of the stack is there once."""
+def not_whole(card: LocalCard) -> list[str]:
+    """All processes of the stack, in words, unless each is there once."""
     rows = observe_card.card_processes(card.run)
-    return Counter(row.module for row in rows) == WHOLE_CARD
+    if Counter(row.module for row in rows) == WHOLE_CARD:
+        return []
+    return [f"{row.module} {row.cnm} is {row.pid}, {_state(row.pid)}" for row in rows]
+
+
+def _state(pid: int) -> str:
+    """Its state and its parent, as /proc/PID/status has them."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return "gone"
+    return " ".join(line for line in lines if line.startswith(("State:", "PPid:", "NSpid:")))
 
 
 def settled(card: LocalCard, names: Collection[str]) -> dict[str, Any] | None:

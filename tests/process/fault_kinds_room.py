@@ -44,11 +44,14 @@ def _stores_full(site: Site) -> Injection | None:
 
 
 def _no_descriptors(site: Site, module: str, what: str) -> Injection | None:
+    """Of one that has come as far as its loop: Python can't even begin without descriptors."""
     row = site.one(module)
-    if row is None:
+    if row is None or not any("eventpoll" in file for file in observe_card.open_files(row.pid)):
         return None
     try:
         soft, hard = resource.prlimit(row.pid, resource.RLIMIT_NOFILE)
+        if soft == NO_FILES:
+            return None  # another fault of this kind lasts, and knows what to go back to
         resource.prlimit(row.pid, resource.RLIMIT_NOFILE, (NO_FILES, hard))
     except OSError:
         return None

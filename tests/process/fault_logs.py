@@ -11,9 +11,6 @@ from tests.process.local_card import LocalCard
 
 TRACEBACK: Final = "Traceback (most recent call last)"
 KEPT_LINES: Final = 100
-# A program that inherits a limit of no descriptors can't read its own modules.
-STARTING: Final = "<frozen importlib._bootstrap_external>"
-NO_FILES: Final = "Too many open files"
 
 
 class LogWatch:
@@ -39,6 +36,4 @@ class LogWatch:
                 continue
             for part in text.split(TRACEBACK)[1:]:
                 lines = [TRACEBACK, *part.splitlines()[1:KEPT_LINES]]
-                if not (STARTING in part and NO_FILES in part):
-                    name = str(path.relative_to(self._run))
-                    self.tracebacks.append("\n".join([f"{name}:", *lines]))
+                self.tracebacks.append("\n".join([f"{path.relative_to(self._run)}:", *lines]))

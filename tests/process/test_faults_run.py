@@ -67,7 +67,7 @@ def ground() -> Iterator[Ground]:
             card.wait_leased()
             card.import_busybox()
             card.hang_up()
-            card.wait("whole", lambda: judge.whole(card))
+            card.wait("whole", lambda: not judge.not_whole(card))
             yield Ground(card=card, disks=disks, runtime=runtime, idle=judge.held(card))
         finally:
             disks.card.free()
@@ -122,9 +122,9 @@ def test_nothing_is_left_of_it_after_rm_and_nobody_holds_more_than_before(ground
         say(f"{name}: {sum(now.descriptors.values())} descriptors, RSS {grown_bytes >> 10:+d} KiB")
 
 
-def _last(found: Callable[[], list[str]]) -> list[str]:
+def _last(found: Callable[[], list[str]], patience_s: float = GONE_S) -> list[str]:
     """What is still found when there was time for it to go."""
-    deadline_s = time.monotonic() + GONE_S
+    deadline_s = time.monotonic() + patience_s
     while (words := found()) and time.monotonic() < deadline_s:
         time.sleep(0.25)
     return words
@@ -133,7 +133,8 @@ def _last(found: Callable[[], list[str]]) -> list[str]:
 def _converge(card: LocalCard) -> None:
     """Every process of the stack once, every module leased, all that is wanted runs."""
     card.apf("up", "--board", card.board)  # as whoever is called would: it may be down
-    card.wait("whole", lambda: judge.whole(card), CONVERGED_S)
+    missing = _last(lambda: judge.not_whole(card), CONVERGED_S)
+    assert not missing, "\n".join([*missing, card.log_tail()])
     status = card.wait("all modules leased", card.managing, CONVERGED_S)
     if status["safe_mode"]:  # too many deaths at its start; its words say what ends it
         say("safe mode: down and up again")
