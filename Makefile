@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check bench fuzz packages clean
+.PHONY: setup demo test check bench fuzz mutants packages clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ fuzz: $(STAMP)
 	$(BIN)/python -c 'import atheris' 2>/dev/null || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -e '.[fuzz]' || true
 	$(BIN)/python -m tests.fuzz run --seconds $(SECONDS) $(TARGET)
+
+# Bugs on purpose, each in a copy of the tree: the simulator must find every one, and nothing without.
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants $(NAMES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
