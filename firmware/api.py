@@ -27,10 +27,18 @@ INSTANCES_LIMIT: Final = 8192
 class Api:
     """Registers all methods on a table."""
 
-    def __init__(self, card: Card, *, pids: Callable[[], Mapping[str, int | None]]) -> None:
-        """`pids()`: daemon_pid, keeper_pid and their like, for `status`."""
+    def __init__(
+        self,
+        card: Card,
+        *,
+        pids: Callable[[], Mapping[str, int | None]],
+        last_crash: Callable[[], object] = lambda: {"found": False, "kept": 0},
+    ) -> None:
+        """`pids()`: daemon_pid, keeper_pid and their like, for `status`; `last_crash()`: what is
+        known of the last life that did not end well."""
         self._card = card
         self._pids = pids
+        self._last_crash = last_crash
 
     def register(self, table: MethodTable) -> None:
         """Reading is for all who may open the socket; the rest as DESIGN D9 says."""
@@ -48,6 +56,7 @@ class Api:
         table.add("volume.list", Role.READ, lambda _call: self._card.volumes.show())
         table.add("volume.flush", Role.OPERATE, self._flush)
         table.add("events.subscribe", Role.READ, self._subscribe)
+        table.add("events.last_crash", Role.READ, self._show_crash)
         table.add("shutdown", Role.ADMIN, self._shutdown)
         register_image_methods(table, self._card.images)
 
@@ -284,6 +293,10 @@ class Api:
         caller.on_room(subscription.pump)
         caller.on_close(subscription.close)
         return {"since_seq": since, "next_seq": events.next_seq, "first_seq": events.first_seq}
+
+    def _show_crash(self, call: Call) -> object:
+        call.params.done()
+        return self._last_crash()
 
     def _shutdown(self, call: Call) -> object:
         call.params.done()

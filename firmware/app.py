@@ -10,14 +10,17 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 
 from firmware import rpc
 from firmware.api import Api
+from firmware.black_box import BlackBox
 from firmware.board import BoardError, load_board
 from firmware.board_types import Board, Slot
 from firmware.card import Card, CardPorts
 from firmware.control_socket import ControlSocket
 from firmware.fields import FieldError
+from firmware.flight_recorder import RING_BYTES
 from firmware.journal import JournalError, Kind
 from firmware.loop import Loop
 from firmware.watchdog import Watchdog
@@ -25,9 +28,11 @@ from hal.errors import HalError, Unavailable
 from hal.linux.blobs import LinuxBlobStore
 from hal.linux.clock import LinuxClock
 from hal.linux.entropy import LinuxEntropy
+from hal.linux.files import LinuxFiles
 from hal.linux.journal import SqliteJournal
 from hal.linux.notify import open_notifier
 from hal.linux.serial import SerialLine
+from hal.linux.trace_memory import MappedTraceMemory, stack_of_the_last
 from hal.linux.unix_server import UnixServer, group_id
 from hal.linux.workers import Workers
 from hal.local.client import KeeperClient
@@ -38,6 +43,9 @@ from hal.ports import ByteStream, Done, Doorbell, Window
 from hal.registry import parse_spec
 
 EXIT_START_FAILED = 3
+TRACE_FILE = "daemon.trace"
+STACK_FILE = "daemon.stack"
+CRASHES = "crashes"
 EXIT_KEEPER_LOST = 5
 # Written even when the disk is full: without a new epoch and their grants a daemon that is started
 # then could keep nothing of what runs (DESIGN section 4, rules 2 and 4).
@@ -117,11 +125,28 @@ def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
         )
     spare_the_collector()
     clock = LinuxClock()
-    loop = Loop(clock)
+    box = _open_black_box(run, state, clock)
+    try:
+        code = _serve(board, run, state, clock, box, safe=safe)
+    except (HalError, JournalError, FieldError, BoardError) as exc:
+        if box is not None:
+            box.recorder.end(f"could not start: {exc}")
+        raise
+    if box is not None:
+        box.recorder.end(f"ends with status {code}")
+    return code
+
+
+def _serve(
+    board: Board, run: Path, state: Path, clock: LinuxClock, box: BlackBox | None, *, safe: bool
+) -> int:
+    loop = Loop(clock, on_fault=box.recorder.on_fault if box else None)
     client = KeeperClient(run, loop)
     card = Card(board, loop, local_ports(board, run, state, loop, clock, client), safe_mode=safe)
     notifier = open_notifier()
-    watchdog = Watchdog(loop, notifier)
+    watchdog = Watchdog(loop, notifier, on_withheld=box.on_withheld if box else _nothing)
+    if box is not None:
+        box.listen(loop, card)
     status = {"code": 0}
     keeper_pid = _read_pid(run / "keeper.pid")
 
@@ -133,7 +158,8 @@ def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
         }
 
     table = rpc.MethodTable()
-    Api(card, pids=pids).register(table)
+    api = Api(card, pids=pids, last_crash=box.last_crash) if box else Api(card, pids=pids)
+    api.register(table)
     full = rpc.error_line(None, rpc.busy("no_descriptors", "the daemon can open nothing more now"))
     listener = UnixServer(str(run / "apf.sock"), gid=socket_gid(), full_answer=full)
     server = ControlSocket(loop, listener, rpc.Dispatcher(table), _roles())
@@ -151,16 +177,53 @@ def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
         server.start()
         watchdog.start()
         notifier.send("READY=1")
+        if box is not None:
+            box.say_crash(card)
+
+    def on_signal(number: int) -> None:
+        if box is not None:
+            box.on_signal(number)
+        stop(0)
 
     card.on_shutdown = _ask_supervisor(run, lambda: stop(0))
     client.on_lost(lambda _error: stop(EXIT_KEEPER_LOST))
     loop.post(lambda: card.start(started))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: loop.post(lambda: stop(0)))
+        signal.signal(number, lambda number, _frame: loop.post(lambda: on_signal(number)))
     loop.run()
     server.close()
     card.journal.close()
     return status["code"]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _open_black_box(run: Path, state: Path, clock: LinuxClock) -> BlackBox | None:
+    """None where it can't be had: that must not keep a card from working."""
+    try:
+        stack = stack_of_the_last(run / STACK_FILE)
+        box = BlackBox(
+            MappedTraceMemory(run / TRACE_FILE, RING_BYTES),
+            LinuxFiles(state / CRASHES),
+            now_ns=clock.now_ns,
+            wall_ns=clock.wall_ns(),
+            pid=os.getpid(),
+            reason=os.environ.get("APF_START_REASON", ""),
+            stack=stack,
+        )
+    except HalError as exc:
+        sys.stderr.write(f"apf-card: no flight recorder: {exc}\n")
+        return None
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
+        box.recorder.note_fault(exc)
+        before(kind, exc, trace)
+
+    sys.excepthook = hook
+    return box
 
 
 def _ask_supervisor(run: Path, alone: Callable[[], None]) -> Callable[[], None]:

@@ -80,6 +80,7 @@ class Deployer:
         self._volumes = volumes
         self._status = status
         self._kick = kick
+        self.trace: Callable[[str], None] = lambda _text: None  # of each job's begin and end
         self._jobs: dict[JobKey, _Job] = {}
         self._buried: dict[JobKey, None] = {}  # removals that their module confirmed
         self._failures: dict[JobKey, tuple[int, int, str]] = {}  # count, rest until, text
@@ -204,11 +205,13 @@ class Deployer:
         if rest is not None and self._loop.now_ns() < rest[1]:
             return  # a timer will kick it
         job = self._jobs[key] = _Job(self, key, cnm)
+        self.trace(f"{verb} {instance} g{key[2]} on {key[3]}")
         work(job)
 
     def _end(self, key: JobKey, error: str) -> None:
         self._jobs.pop(key, None)
         instance = key[1]
+        self.trace(f"{key[0]} {instance} g{key[2]} on {key[3]}: {error or 'done'}")
         if not error:
             self._failures.pop(key, None)
             if key[0] == "remove":

@@ -31,6 +31,7 @@ class EventCode(StrEnum):
     CARD_STOPPING = "card.stopping"
     CARD_SAFE_MODE = "card.safe_mode"
     CARD_STALLED = "card.stalled"
+    CARD_CRASHED = "card.crashed"
     JOURNAL_FAILED = "journal.failed"
     BUS_DOWN = "bus.down"
     BUS_UP = "bus.up"
@@ -181,6 +182,7 @@ class EventLog:
         self._rates: dict[EventCode, _Rate] = {}  # at most one for each code
         self._subscriptions: OrderedDict[int, Subscription] = OrderedDict()
         self._report_due = False
+        self.tap: Callable[[Event], None] = lambda _event: None  # hears each one first
         self.next_seq = 1
         self.suppressed = 0
 
@@ -232,6 +234,7 @@ class EventLog:
         )
         self._ring.append(event)
         self.next_seq += 1
+        self.tap(event)
         for subscription in list(self._subscriptions.values()):
             subscription.pump()
         return event

@@ -31,6 +31,7 @@ MAX_VALUE_BYTES: Final = 1 << 20  # a workload is the largest record, and a requ
 MAX_KEY_CHARS: Final = 512
 MAX_BATCH_CHANGES: Final = 4096
 SEAL_KEY: Final = "!crc"
+TRACED_CHANGES: Final = 4  # of a batch; the first ones say what it is
 MAX_IN_FLIGHT: Final = 1024  # batches; more than this many unacknowledged means a dead disk
 
 Record: TypeAlias = Mapping[str, object]
@@ -204,6 +205,7 @@ class Journal:
         self._failed: str | None = None
         self.commits = 0  # batches acknowledged
         self.refused = 0  # batches not taken or not stored
+        self.trace: Callable[[str], None] = lambda _text: None  # of each answer of the store
 
     @property
     def failed(self) -> str | None:
@@ -293,6 +295,7 @@ class Journal:
                 self._failed = str(answer)
             error = JournalError(f"not stored: {answer}", code="store")
             error.__cause__ = answer
+            self.trace(f"refused: {answer}")
             done(error)
             return
         self._decoded = {}
@@ -302,6 +305,7 @@ class Journal:
             else:  # the bytes on disk: the caller may go on changing its own dict
                 self._image[kind][key] = data
         self.commits += 1
+        self.trace(", ".join(f"{kind} {key}" for kind, key, _data in kept[:TRACED_CHANGES]))
         done(None)
 
     # --- meta ---

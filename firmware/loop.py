@@ -15,6 +15,7 @@ from hal.ports import Clock, Event
 
 MAILBOX_LIMIT: Final = 65_536
 MAILBOX_TURN: Final = 1024  # posted calls run in one turn, so that posting cannot starve timers
+TURN_BUDGET_NS: Final = 50_000_000  # a longer turn is told: heartbeats wait meanwhile
 MS: Final = 1_000_000  # nanoseconds in a millisecond
 
 Call = Callable[[], None]
@@ -43,6 +44,8 @@ class Loop:
         # timer of the turn, so that silence is judged at this moment and not at a later one
         self.turn_ns = clock.now_ns()
         self.longest_turn_ns = 0  # worst stall seen; read and reset by the monitor
+        self.turn_budget_ns = TURN_BUDGET_NS
+        self.on_long_turn: Callable[[int], None] = lambda _spent_ns: None
 
     def now_ns(self) -> int:
         """CLOCK_BOOTTIME of the clock, in ns."""
@@ -149,6 +152,8 @@ class Loop:
         spent_ns = now_ns() - start_ns
         if spent_ns > self.longest_turn_ns:
             self.longest_turn_ns = spent_ns
+        if spent_ns > self.turn_budget_ns:
+            self.on_long_turn(spent_ns)
         return done
 
     def _run_timers(self, now_ns: int) -> bool:

@@ -28,10 +28,13 @@ class Watchdog:
         notifier: WatchedNotifier,
         *,
         healthy: Callable[[], bool] = lambda: True,
+        on_withheld: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_withheld()` after each beat that was not sent."""
         self._reactor = reactor
         self._notifier = notifier
         self._healthy = healthy
+        self._on_withheld = on_withheld
         self._echo = True  # the call posted at the last beat has been run
         self._cancel: Callable[[], None] | None = None
         self.withheld = 0  # beats not sent because something was wrong
@@ -50,6 +53,7 @@ class Watchdog:
             self._notifier.send("WATCHDOG=1")
         else:
             self.withheld += 1
+            self._on_withheld()
         self._echo = False
         self._reactor.post(self._on_echo)
 

@@ -95,3 +95,21 @@ class NotifyServer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class TraceMemory(Protocol):
+    """A few hundred KiB that outlive the process that writes them, however it ends. What was
+    written is there to be read by the next one; only the last write may be cut anywhere."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Copy into it; takes no system call. Raises Refused outside it."""
+        ...
+
+    def read(self) -> bytes:
+        """All of it."""
+        ...
+
+    def close(self) -> None: ...

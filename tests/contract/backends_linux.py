@@ -28,6 +28,7 @@ from hal.linux.journal import SqliteJournal
 from hal.linux.runtime_oci import OciRuntime
 from hal.linux.runtime_process import ProcessRuntime
 from hal.linux.spawner import LinuxSpawner
+from hal.linux.trace_memory import MappedTraceMemory
 from hal.linux.trees import LinuxTrees
 from hal.linux.workers import Workers
 from hal.ports import InstanceSpec, JournalStore, ProcessSpec, Reactor, Runtime
@@ -41,6 +42,7 @@ def backends(port: str) -> list[Any]:
     rows = {
         "clock": [pytest.param(clock, id="linux")],
         "entropy": [pytest.param(entropy, id="linux")],
+        "trace_memory": [pytest.param(trace_memory, id="linux")],
         "files": [pytest.param(files, id="linux")],
         "blobs": [pytest.param(blobs, id="linux")],
         "trees": [pytest.param(trees, id="linux")],
@@ -72,6 +74,20 @@ def clock(tmp_path: Path, reactor: Reactor) -> rigs.ClockRig:
 
 def entropy(tmp_path: Path, reactor: Reactor) -> rigs.EntropyRig:
     return rigs.EntropyRig(entropy=LinuxEntropy())
+
+
+def trace_memory(tmp_path: Path, reactor: Reactor) -> rigs.TraceMemoryRig:
+    made = [MappedTraceMemory(tmp_path / "trace", rigs.TRACE_BYTES)]
+
+    def reopen() -> MappedTraceMemory:
+        made.append(MappedTraceMemory(tmp_path / "trace", rigs.TRACE_BYTES))
+        return made[-1]
+
+    def close() -> None:
+        for memory in made:
+            memory.close()
+
+    return rigs.TraceMemoryRig(memory=made[0], reopen=reopen, close=close)
 
 
 def files(tmp_path: Path, reactor: Reactor) -> rigs.FilesRig:

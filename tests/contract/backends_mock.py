@@ -18,6 +18,7 @@ from hal.mock.program import Launch
 from hal.mock.runtime import MockRuntime
 from hal.mock.slot import Slot
 from hal.mock.spawner import MockSpawner
+from hal.mock.trace_memory import MockTraceMemory
 from hal.mock.tree import Dir, File, Link
 from hal.mock.trees import MockTrees
 from hal.mock.window import MockWindowPair
@@ -86,6 +87,11 @@ def clock(tmp_path: Path, reactor: Reactor) -> rigs.ClockRig:
 
 def entropy(tmp_path: Path, reactor: Reactor) -> rigs.EntropyRig:
     return rigs.EntropyRig(entropy=MockEntropy(_node(reactor)))
+
+
+def trace_memory(tmp_path: Path, reactor: Reactor) -> rigs.TraceMemoryRig:
+    kept = bytearray(rigs.TRACE_BYTES)
+    return rigs.TraceMemoryRig(memory=MockTraceMemory(kept), reopen=lambda: MockTraceMemory(kept))
 
 
 def files(tmp_path: Path, reactor: Reactor) -> rigs.FilesRig:
@@ -224,6 +230,7 @@ _FACTORIES: Final[dict[str, Any]] = {
         power,
         clock,
         entropy,
+        trace_memory,
         files,
         blobs,
         trees,

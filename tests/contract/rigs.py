@@ -28,6 +28,7 @@ from hal.ports import (
     Trees,
     Window,
 )
+from hal.service_ports import TraceMemory
 
 
 def nothing() -> None:
@@ -79,6 +80,15 @@ class ClockRig(Rig):
 @dataclass(kw_only=True)
 class EntropyRig(Rig):
     entropy: Entropy
+
+
+TRACE_BYTES = 20_000
+
+
+@dataclass(kw_only=True)
+class TraceMemoryRig(Rig):
+    memory: TraceMemory
+    reopen: Callable[[], TraceMemory]  # as the next process would
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ PORTS: Final = (
     "power",
     "clock",
     "entropy",
+    "trace_memory",
     "files",
     "blobs",
     "trees",
