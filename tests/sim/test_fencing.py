@@ -53,6 +53,7 @@ def test_a_killed_init_is_fenced_and_its_components_run_elsewhere() -> None:
     assert len(world.running()) == 8
     codes = world.codes(cnm=cnm)
     assert codes.index("cnm.fencing") < codes.index("cnm.fenced")
+    assert world.call("status")["epoch"] == 1, "its power was cut: nothing can come back"
     assert world.lease(cnm) is LeaseState.LEASED  # switched on again
 
 
@@ -111,6 +112,7 @@ def test_without_switchable_power_the_lease_is_the_fence() -> None:
     took_s = died_s + world.run_until(lambda: world.where(WEB) is not None, 3)
     assert 5.5 < took_s <= LEASE_FENCE_S
     assert world.where(WEB) != cnm
+    assert world.call("status")["epoch"] == 2, "what was commanded before it is over"
     world.modules[cnm].cut(False)
     world.settle()
     assert world.lease(cnm) is LeaseState.LEASED
@@ -125,6 +127,7 @@ def test_a_supply_that_is_stuck_is_outwaited() -> None:
     module.cut()
     took_s = moved_within(world, before, LEASE_FENCE_S)
     assert took_s > 5.5
+    assert world.call("status")["epoch"] == 2, "the wait was the fence"
 
 
 def test_a_pulled_module_is_fenced_at_once_and_comes_back_when_inserted() -> None:
