@@ -17,6 +17,7 @@ from hal.mock.instance import Behaviour, MockInstance
 from hal.mock.journal import MockJournal
 from hal.mock.kernel import VirtualKernel
 from hal.ports import ExitReason, InstanceExit, InstanceSpec, JournalRecord
+from protocol.apf import InstanceState
 from tools.sim.documents import component, workload
 from tools.sim.invariants.decided import DRAIN_KNOWN_NS
 from tools.sim.invariants.names import Invariant, Violation
@@ -574,6 +575,36 @@ def test_what_was_decided_to_be_moved_is_not_ended_by_a_stale_command(world: Wor
     world.judge.stale_command(WEB, "a stop of long ago")
     world.migrate(WEB)
     world.settle()
+
+
+def test_what_was_started_once_must_not_be_staged_again(world: World) -> None:
+    cnm = world.where(WEB)
+    assert cnm is not None
+    init = world.modules[cnm].init
+    assert init is not None
+    found = init.table.find(WEB)
+    assert found is not None
+    world.judge.replayed(cnm)
+    found.state = InstanceState.STAGING
+    assert broken(lambda: world.run(1)) == Invariant.OBEYED
+
+
+def test_what_ended_well_must_not_be_started_again(world: World) -> None:
+    world.kernel.behaviours.add("job", Behaviour(runs_ns=SECOND))
+    world.submit(workload("jobs", component("job", restart={"policy": "on-failure"})))
+    world.wait_phase("jobs/job/0", "STOPPED")
+    record = on_disk(world, "assignment", "jobs/job/0")
+    again = record | {"ending": None, "restarts": 1}
+    world.judge.decided.held["jobs/job/0"].ended = False
+    assert broken(lambda: write(world, ("assignment", "jobs/job/0", again))) == Invariant.REVIVED
+
+
+def test_a_module_that_is_silent_and_leased_is_noticed(world: World) -> None:
+    cnm = world.card.inventory.get("cnm1")
+    assert cnm is not None
+    cnm.lease._suspect = lambda: None  # type: ignore[method-assign]
+    world.modules["cnm1"].cut()
+    assert broken(lambda: world.run(20)) == Invariant.DETECTION
 
 
 def test_what_is_decided_for_a_module_that_drains_is_noticed(world: World) -> None:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from firmware.board_types import Board
+from firmware.cnm.records import UNSTARTED
+from firmware.lease import LeaseState, silence_ms
+from firmware.loop import MS
 from firmware.rpc import Dispatcher, MethodTable
 from firmware.workload import Component
 from hal.mock.disk import Disk
@@ -35,6 +38,8 @@ __all__ = ["Injected", "Invariant", "Judge", "Started", "Violation", "instance_o
 
 LOOK_NS: Final = 1_000_000_000  # between two looks at what grows
 STRANGE_LOOKS: Final = 5
+REPLAY_LOOKS_MS: Final = (5, 10, 20, 40, 80, 160)
+SILENT: Final = "silent"
 LOOKS_A_PS: Final = 10  # it is dear
 LOOKS_A_ROUND: Final = 8  # a part of the modules each time
 INSTANCES_MOST: Final = 4096  # of a whole card, and as many that are going
@@ -82,11 +87,13 @@ class Judge:
             self.fail,
         )
         self.rest.on_rest = self._at_rest
+        self.decided.on_again = self.rest.check_again
         self.starts: Sequence[Started] = self._running.starts
         self._order = Order(self.decided, self.fail)
         self._running.on_start.append(self._order.started)
         self.on_start = self._running.on_start  # more to check at each start
         self._round = self._looks = 0
+        self._silence_ns = silence_ms(board.timing) * MS
         self._strange: Counter[tuple[str, str]] = Counter()  # looks in a row
         kernel.on_change = self._changed
         disk.journal.on_commit = self.decided.commit
@@ -131,6 +138,18 @@ class Judge:
     def stale_command(self, instance: str, text: str) -> None:
         """A command that is out of date arrives, and would end `instance`; `text` names it."""
         self._obeyed.stale_command(instance, text)
+
+    def replayed(self, cnm: str) -> None:
+        """Commands of before come to that module once more, from now on for a moment."""
+
+        def look() -> None:
+            init = self.modules[cnm].init
+            found = init.table.listing() if init is not None else ()
+            unstarted = [(one.name, one.generation) for one in found if one.state in UNSTARTED]
+            self._obeyed.replayed(unstarted, cnm)
+
+        for after_ms in REPLAY_LOOKS_MS:
+            self.kernel.after(after_ms * MS, look)
 
     def faults_over(self, at_ns: int) -> None:
         """Everything is healed: from `at_ns` on the bounds of recovery count."""
@@ -205,8 +224,8 @@ class Judge:
         return bool(lives and found is not None and not found.doom)
 
     def _look_at_memory(self, card: Any) -> None:
-        """What the card holds of its modules is what its disk has. A decision may be on its way, or
-        the daemon held up: not for so many looks in a row."""
+        """What the card holds of its modules is what its disk has, and what it leases is heard. A
+        decision may be on its way, or the daemon held up: not for so many looks in a row."""
         if self.kernel.nodes["daemon"].paused:
             self._strange.clear()
             return
@@ -216,9 +235,21 @@ class Judge:
             for word, usual in (("draining", False), ("power_wanted", True))
             if getattr(cnm, word) != self.decided.cnms.get(cnm.id, {}).get(word, usual)
         )
+        now_ns = self.kernel.nodes["daemon"].clock.now_ns()
+        strange.update(
+            (cnm.id, SILENT)
+            for cnm in card.inventory
+            if cnm.lease.state is LeaseState.LEASED
+            and cnm.heartbeat_ns is not None
+            and now_ns - cnm.heartbeat_ns > self._silence_ns
+        )
         for cnm, word in strange:
             strange[cnm, word] += self._strange[cnm, word]
-            if strange[cnm, word] >= STRANGE_LOOKS:
+            if strange[cnm, word] < STRANGE_LOOKS:
+                continue
+            if word == SILENT:
+                self.fail(Invariant.DETECTION, f"{cnm} is silent and counts as leased")
+            else:
                 disk = self.decided.cnms.get(cnm, {}).get(word)
                 self.fail(Invariant.FORGOTTEN, f"{cnm}: {word} is {disk} on disk")
         self._strange = strange

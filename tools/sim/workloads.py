@@ -147,8 +147,14 @@ class Tenants:
             component("flaky", restart={"policy": "unless-stopped"}),
             component("spread", replicas=min(3, few), placement={"spread": True}),
             component("wide", resources={"cpu_milli": 3000, "memory_bytes": 4 << 30}),
-            component("roomy", resources={"cpu_milli": 200, "memory_bytes": 7 << 30}),
-            component("disk", resources={**SMALL, "nvme_bytes": 100 << 30}),
+            component(
+                "roomy",
+                replicas=rng.randint(1, few),
+                resources={"cpu_milli": 200, "memory_bytes": 7 << 30},
+            ),
+            component(
+                "disk", replicas=rng.randint(1, few), resources={**SMALL, "nvme_bytes": 100 << 30}
+            ),
             component("chatty", resources={**SMALL, "link_mbit": 12_000}),
             component(
                 "leaky",

@@ -17,7 +17,8 @@ RESERVED_EID: Final = 3  # DSP0236: 1 to 7 are nobody's
 FLOOD_FACTOR: Final = 100
 FLOOD_LEAST: Final = 10  # packets in a fifth of a second; heartbeats are 2 of them at most
 U32: Final = 0xFFFF_FFFF
-REPLAYED: Final = 3  # frames; and times
+REPLAYED: Final = 3  # frames
+TIMES_REPLAYED: Final = 8
 COMMANDS_RECORDED: Final = 40  # frames
 REPLAYED_MOST_S: Final = 40.0
 FORGED_EIDS: Final = (8, 10, 77, 254)
@@ -84,7 +85,7 @@ def _replay_commands(site: Site) -> Injection | None:
     world, way = site.world, end.line.towards("b")
     tape: list[bytes] = []
     verdict: list[Callable[[], bool]] = []
-    gap_ns, on = span_ns(site, 0.1, 3.0), True
+    gap_ns, on = span_ns(site, 0.02, 2.0), True
 
     def record(data: bytes) -> Pieces:
         tape.append(data)
@@ -99,6 +100,7 @@ def _replay_commands(site: Site) -> Injection | None:
         if len(found) == 2:
             verdict.append(found[0].grew("rx_stray_reply"))
             verdict.append(found[1].grew("rx_repeated"))
+            world.judge.replayed(module.id)
             for frame in tape:
                 end.line.inject("b", frame)
         if times > 1:
@@ -122,7 +124,7 @@ def _replay_commands(site: Site) -> Injection | None:
         name = site.rng.choice(names)
         move(name, module.id)
         world.kernel.after(span_ns(site, 2.0, 8.0), lambda: move(name, None))
-    world.kernel.after(span_ns(site, 4.0, REPLAYED_MOST_S), lambda: play(REPLAYED))
+    world.kernel.after(span_ns(site, 4.0, REPLAYED_MOST_S), lambda: play(TIMES_REPLAYED))
     return injection(
         site,
         "X2",
@@ -130,7 +132,7 @@ def _replay_commands(site: Site) -> Injection | None:
         lambda: any(seen() for seen in verdict),
         cnm=module.id,
         heal=heal,
-        lasts_ns=int((REPLAYED_MOST_S + 10) * SECOND),
+        lasts_ns=int((REPLAYED_MOST_S + 20) * SECOND),
     )
 
 

@@ -5,7 +5,7 @@ and again (I7), epochs and generations never fall (I8).
 
 import json
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ class Held:
     why: str
     ended: bool
     failed: bool
+    restarts: int
     at_ns: int  # when it got there
     holds: list[tuple[str, Room]] = field(default_factory=list)
 
@@ -61,6 +62,7 @@ class Decided:
         self._fail = fail
         self._generations: dict[str, set[int]] = {}  # instance -> ever on disk
         self._booked = {cnm: Room() for cnm in capacity}
+        self.on_again: Callable[[str], None] = lambda _name: None  # it is to be started again
         self._drained_ns: dict[str, int] = {}  # CNM -> since when the disk says that it drains
         self._life = -1  # the daemon's process that was seen last
         self._worked = 0  # and the highest epoch that one worked in
@@ -203,10 +205,13 @@ class Decided:
             why=value["why"],
             ended=ending is not None,
             failed=ending is not None and ending["failed"],
+            restarts=value["restarts"],
             at_ns=self._kernel.now_ns,
         )
         if before is not None and before.ended and not held.ended:
             self._fail(Invariant.REVIVED, f"{name}: decided is {held}")
+        if before is not None and held.restarts > before.restarts:
+            self.on_again(name)
         self._check_not_drained(name, before, held)
         known = self._generations.setdefault(name, set())
         newest = max(known, default=0)

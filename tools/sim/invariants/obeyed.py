@@ -5,7 +5,7 @@ another boot or a lower generation. Who lets such a command out of the wire tell
 And whatever else breaks on a module that lives (its agent, its links), what runs goes on (I9).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from firmware.loop import MS
@@ -44,6 +44,13 @@ class Obeyed:
         """It arrives now, and would end `name`."""
         if self._running.alive(name) is not None:
             self._stale[name] = (self._kernel.now_ns + ARRIVES_NS, text)
+
+    def replayed(self, table: Iterable[tuple[str, int]], cnm: str) -> None:
+        """`table`: what that module is making ready, just after old commands came once more. What
+        has been started once is never staged again. Raises Violation."""
+        for name, generation in table:
+            if self._running.ever(name, generation):
+                self._fail(Invariant.OBEYED, f"{name} g{generation} is staged again on {cnm}")
 
     def ended(self, one: MockInstance) -> None:
         """Raises Violation for one that was stopped, and nobody has decided so: not lately either,

@@ -98,6 +98,18 @@ class Rest:
                 return f"{name} does not run"
         return ""
 
+    def check_again(self, name: str) -> None:
+        """Where it ended by itself it is to be started again. Raises Violation where its policy
+        does not allow that."""
+        policy = self._decided.component(name).restart.policy
+        last = self._running.ended.get(name)
+        if last is None or not _by_itself(last) or name in self._running.now():
+            return
+        assert last.exit is not None
+        well = last.exit.reason is ExitReason.EXITED and last.exit.status == 0
+        if policy is RestartPolicy.NO or (well and policy is RestartPolicy.ON_FAILURE):
+            self._fail(Invariant.REVIVED, f"{name} ended by itself: {last.exit}")
+
     # --- inside ---
 
     def _look_later(self, turn: int) -> None:
