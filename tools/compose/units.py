@@ -72,6 +72,6 @@ def parse_cpu_milli(text: str) -> int:
         value = Decimal(text.strip())
     except InvalidOperation as exc:
         raise UnitError(f"wanted a number of processors such as 0.5, found {text[:60]!r}") from exc
-    if not value.is_finite() or not 0 <= value * 1000 <= MAX_CPU_MILLI:
+    if not value.is_finite() or not 0 <= value <= MAX_CPU_MILLI // 1000:
         raise UnitError(f"wanted 0 to {MAX_CPU_MILLI // 1000} processors, found {text[:60]!r}")
     return math.ceil(value * 1000)

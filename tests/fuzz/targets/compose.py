@@ -235,7 +235,7 @@ TARGETS = (
                 b"1h2m3.5s",
                 b"0.25",
             ),
-            *(b"SIGRTMIN+3", b"512", b"10", b"${N}${LONG}", b"1e3"),
+            *(b"SIGRTMIN+3", b"512", b"10", b"${N}${LONG}", b"1e3", b"1e999999", b"1e-999999"),
         ],
         words=(b"${", b":-", b":?", b":+", b"}", b"$X", b"SIG", b"RTMAX-", b"ms", b"kib"),
         max_bytes=200,

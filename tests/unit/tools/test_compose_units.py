@@ -97,12 +97,14 @@ def test_bad_durations_are_refused(text):
         parse_duration_ms(text)
 
 
-@pytest.mark.parametrize(("text", "milli"), [("0.5", 500), ("2", 2000), ("0.0001", 1), ("0", 0)])
+@pytest.mark.parametrize(
+    ("text", "milli"), [("0.5", 500), ("2", 2000), ("0.0001", 1), ("0", 0), ("1e-999999", 1)]
+)
 def test_processors(text, milli):
     assert parse_cpu_milli(text) == milli
 
 
-@pytest.mark.parametrize("text", ["", "x", "nan", "inf", "-0.5", "1e9"])
+@pytest.mark.parametrize("text", ["", "x", "nan", "inf", "-0.5", "1e9", "1024.0001", "1e999999"])
 def test_bad_processors_are_refused(text):
     with pytest.raises(UnitError):
         parse_cpu_milli(text)
