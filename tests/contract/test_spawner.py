@@ -1,6 +1,8 @@
 """`hal.ports.Spawner`: our helper programs start, end once, and talk over a stream."""
 
 import signal
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -103,4 +105,20 @@ def test_the_programs_end_hangs_the_stream_up(rig: SpawnerRig, world: World) -> 
         return False
 
     world.run_until(down)
+    stream.close()
+
+
+def test_a_program_that_is_not_started_hangs_its_stream_up(rig: SpawnerRig, world: World) -> None:
+    stream, fd = rig.spawner.stream_pair()
+    with suppress(Unavailable):
+        rig.spawner.spawn(replace(rig.absent(), pass_fds=(fd,)), lambda _status: None)
+
+    def down() -> bool:
+        try:
+            stream.read()
+        except LinkDown:
+            return True
+        return False
+
+    world.run_until(down, limit_s=20)
     stream.close()

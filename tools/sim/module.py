@@ -14,6 +14,7 @@ from firmware.cnm.agent import Agent, AgentPorts, build_agent
 from firmware.cnm.config import CnmConfig, CnmTiming
 from firmware.cnm.init import Init, InitPorts, build_init
 from firmware.loop import Loop
+from hal.errors import HalError
 from hal.mock.blobs import MockBlobs
 from hal.mock.entropy import MockEntropy
 from hal.mock.files import MockFiles
@@ -138,7 +139,11 @@ class SimModule:
             spawner.refuse = self.cannot_spawn
             stream, fd = spawner.stream_pair()
             spec = ProcessSpec(argv=["python", f"agent.{self.id}"], pass_fds=(fd,))
-            return stream, spawner.spawn(spec, on_exit)
+            try:
+                return stream, spawner.spawn(spec, on_exit)
+            except HalError:  # as firmware.cnm.app does
+                stream.close()
+                raise
 
         def halt(text: str) -> None:
             self.halted.append(text)

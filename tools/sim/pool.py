@@ -9,7 +9,7 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, ForkProcess
@@ -51,8 +51,10 @@ def run_all(
     context = multiprocessing.get_context("fork")
     gc.collect()
     gc.freeze()  # the processes share what is there now, and never look through it
-    workers = [_start(context, run) for _ in range(min(jobs or cores(), JOBS_MOST))]
+    workers: list[_Worker] = []
     try:
+        for _ in range(min(jobs or cores(), JOBS_MOST)):
+            workers.append(_start(context, run, workers))
         for worker in workers:
             _next(worker, waiting, clock)
         while any(worker.seed is not None for worker in workers):
@@ -62,7 +64,7 @@ def run_all(
                     continue
                 yield outcome
                 if worker.seed is not None:  # it died of its seed
-                    worker = workers[index] = _start(context, run)
+                    worker = workers[index] = _start(context, run, workers)
                 _next(worker, waiting, clock)
             busy = [worker for worker in workers if worker.seed is not None]
             wait([end for one in busy for end in (one.pipe, one.process.sentinel)], timeout=look_s)
@@ -77,17 +79,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _start(context: ForkContext, run: Callable[[int], Outcome]) -> _Worker:
+def _start(
+    context: ForkContext, run: Callable[[int], Outcome], others: Sequence[_Worker]
+) -> _Worker:
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, run), daemon=True)
+    inherited = [ours, *(other.pipe for other in others)]  # the parent's ends
+    process = context.Process(target=_work, args=(theirs, inherited, run), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process=process, pipe=ours)
 
 
-def _work(pipe: Connection, run: Callable[[int], Outcome]) -> None:
-    """A process: seeds in, outcomes out, until the other end closes."""
+def _work(pipe: Connection, inherited: Sequence[Connection], run: Callable[[int], Outcome]) -> None:
+    """A process: seeds in, outcomes out, until the other end closes, or its holder has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that was asked ends the others
+    for end in inherited:
+        end.close()
     while True:
         try:
             seed = pipe.recv()

@@ -89,3 +89,26 @@ def test_who_stops_early_leaves_no_process() -> None:
 
 def test_no_seeds_are_no_outcomes() -> None:
     assert list(run_all([], fine, clock=Clock(), jobs=2)) == []
+
+
+def test_processes_end_when_who_started_them_was_killed() -> None:
+    """Nobody closes the pipes then but the kernel: no process may hold another's."""
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        for outcome in run_all(range(1000), told(writer), clock=Clock(), jobs=3):
+            if outcome.seed >= 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+    os.close(writer)
+    os.waitpid(parent, 0)
+    with os.fdopen(reader, "rb") as file:
+        assert file.read()  # ends when the last of them has closed its copy of the pipe
+
+
+def told(writer: int):
+    def run(seed: int) -> Outcome:
+        os.write(writer, b".")
+        return fine(seed)
+
+    return run
