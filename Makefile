@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check bench fuzz mutants packages clean
+.PHONY: setup demo test check sim bench fuzz mutants packages clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,11 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_house.py
+
+# Whole cards in virtual time, all faults on: a quarter of an hour of each seed.
+SEEDS ?= 1-60
+sim: $(STAMP)
+	$(BIN)/apf sim --seeds $(SEEDS)
 
 bench: $(STAMP)
 	$(BIN)/apf bench
