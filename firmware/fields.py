@@ -28,7 +28,7 @@ def path_text(path: Path) -> str:
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text or "(document)"
+    return text.encode(errors="replace").decode() or "(document)"  # half a character can't be said
 
 
 def shown(value: object) -> str:
@@ -210,7 +210,8 @@ class Fields:
         found: dict[str, str] = {}
         for name, item in value.items():
             path = (*self.path, key, str(name))
-            if not isinstance(name, str) or key_pattern.fullmatch(name) is None:
+            good = isinstance(name, str) and is_clean(name, max_bytes)
+            if not good or key_pattern.fullmatch(name) is None:
                 raise self._error(path, key_want, shown(name))
             if not isinstance(item, str) or not is_clean(item, max_bytes):
                 raise self._error(path, f"a string of at most {max_bytes} bytes", shown(item))

@@ -135,6 +135,7 @@ def compose(scratch: Path) -> Check:
             found = load_compose(file, env=ENV, profiles=("a",))
         except ComposeError as exc:
             assert exc.problems
+            json.dumps([str(exc), exc.data], ensure_ascii=False).encode()  # it can be said
             assert len(exc.problems) <= MAX_FINDINGS + 1
             lines = raw.count(b"\n") + raw.count(b"\r") + raw.count("\u2028".encode()) + 2
             assert all(0 <= problem.line <= lines + raw.count(b"\x85") for problem in exc.problems)
@@ -142,7 +143,8 @@ def compose(scratch: Path) -> Check:
         workload = found.workload
         assert Workload.from_json(workload.to_json()) == workload
         assert len(found.warnings) <= MAX_FINDINGS + 1
-        json.dumps([warning.to_json() for warning in found.warnings])
+        said = [warning.to_json() for warning in found.warnings]
+        json.dumps([said, workload.to_json()], ensure_ascii=False).encode()
         return True
 
     return check

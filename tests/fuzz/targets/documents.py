@@ -183,11 +183,13 @@ def _json_target(
 def _workload(data: bytes) -> bool:
     try:
         workload = Workload.from_json(loads(data))
-    except (ValueError, RecursionError, WorkloadError):
+    except (ValueError, RecursionError, WorkloadError) as exc:
+        str(exc).encode()  # it can be said
         return False
     again = Workload.from_json(workload.to_json())
     assert again == workload
     assert again.to_bytes() == workload.to_bytes()
+    json.dumps(workload.to_json(), ensure_ascii=False).encode()
     assert sum(component.replicas for component in workload.components) <= 4096
     return True
 
@@ -195,7 +197,8 @@ def _workload(data: bytes) -> bool:
 def _image(data: bytes) -> bool:
     try:
         image = Image.from_json(loads(data))
-    except (ValueError, RecursionError, ImageError):
+    except (ValueError, RecursionError, ImageError) as exc:
+        str(exc).encode()
         return False
     assert Image.from_json(image.to_json()) == image
     return True
@@ -204,7 +207,8 @@ def _image(data: bytes) -> bool:
 def _spec(data: bytes) -> bool:
     try:
         spec = read_spec(data)
-    except FieldError:
+    except FieldError as exc:
+        str(exc).encode()
         return False
     assert spec.argv
     for path in (spec.cwd, *spec.tmpfs, *(volume.target for volume in spec.volumes)):

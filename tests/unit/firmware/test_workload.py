@@ -172,6 +172,10 @@ BAD = {
     "an image with a space": (changed((*C0, "image"), "a b"), "components[0].image"),
     "a NUL in an argument": (changed((*C0, "argv"), ["a\0b"]), "components[0].argv[0]"),
     "half a character": (changed((*C0, "argv"), ["\ud800"]), "components[0].argv[0]"),
+    "half a character in a name of env": (
+        changed((*C0, "env"), {"A\ud800": "1"}),
+        "components[0].env.A?",  # it can be said
+    ),
     "a number in env": (changed((*C0, "env"), {"A": 1}), "components[0].env.A"),
     "an env name with =": (changed((*C0, "env"), {"A=B": "1"}), "components[0].env.A=B"),
     "too much env": (
