@@ -5,6 +5,8 @@
     |  +- Absent          the object that was named does not exist; all else is well
     +- LinkDown           a control link hung up; reopen it
     +- PeerGone           the far end of a window or doorbell is dead
+    +- DeviceGone         a device answers with all ones, or was removed; close it, scan again
+    +- InterruptStorm     a vector was masked because it came too often; unmask it when mended
     +- DeadlinePassed     a submitted request was not finished in time
     +- StoreFull          no space or quota left; nothing was written
     +- StoreFailed        an I/O error on storage; the store must not be used any further
@@ -32,6 +34,14 @@ class LinkDown(HalError):
 
 class PeerGone(HalError):
     """The far end of a window or doorbell is dead."""
+
+
+class DeviceGone(HalError):
+    """A device was removed, or its link is down: it answers with all ones."""
+
+
+class InterruptStorm(HalError):
+    """Interrupts came faster than the limit; their vector is masked."""
 
 
 class DeadlinePassed(HalError):
