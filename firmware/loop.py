@@ -21,7 +21,7 @@ MS: Final = 1_000_000  # nanoseconds in a millisecond
 Call = Callable[[], None]
 
 
-class MailboxFullError(RuntimeError):
+class MailboxFullError(Exception):
     """More posted calls than anything on one card can have outstanding: a bug of ours."""
 
 

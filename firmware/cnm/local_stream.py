@@ -11,6 +11,7 @@ one is broken itself, and the stream ends: init then starts another agent.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from firmware.cnm.records import RefusedError, number_of
@@ -105,7 +106,7 @@ class LocalPeer:
                     break
                 del self._unsent[:taken]
         except LinkDown as exc:
-            self._reactor.post(lambda exc=exc: self.close(str(exc)))  # type: ignore[misc]
+            self._reactor.post(partial(self.close, str(exc)))
             return
         if bool(self._unsent) != self._writing:
             self._writing = bool(self._unsent)

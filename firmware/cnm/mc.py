@@ -4,7 +4,7 @@ protocol/SPEC.md sections 4 and 6 to 8. A heartbeat's time is read before it is 
 (DESIGN section 4, rule 3). Notices are not repeated: the next one says all that is new.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,6 +103,9 @@ class ManagementController:
         self._files = files
         self._node_usage = node_usage
         self._on_lease = on_lease
+        # what the module's own sensors read, by the names of Telemetry's fields (None: they can't
+        # be read); wins over what is counted here
+        self.sensors: Callable[[], Mapping[str, int | None]] = dict
         self._heartbeat_seq = 0
         self._telemetry_seq = 0
         self._cpu: tuple[int, int] | None = None  # (cpu_us, at ns) of the last telemetry
@@ -189,16 +192,16 @@ class ManagementController:
     def _send_telemetry(self) -> None:
         self._telemetry_seq = (self._telemetry_seq + 1) & U32
         usage = self._node_usage()
+        readings: dict[str, int | None] = {
+            "cpu_milli": self._cpu_milli(usage.cpu_us),
+            "memory_bytes": usage.memory_bytes,
+            "nvme_bytes": self._nvme_used(),
+            "link_tx_bytes": self._vitals.link_tx_bytes,
+            "link_rx_bytes": self._vitals.link_rx_bytes,
+        }
+        readings.update(self.sensors())
         self._endpoint.notify(
-            Telemetry.of(
-                boot_id=self._identity.boot_id,
-                seq=self._telemetry_seq,
-                cpu_milli=self._cpu_milli(usage.cpu_us),
-                memory_bytes=usage.memory_bytes,
-                nvme_bytes=self._nvme_used(),
-                link_tx_bytes=self._vitals.link_tx_bytes,
-                link_rx_bytes=self._vitals.link_rx_bytes,
-            )
+            Telemetry.of(boot_id=self._identity.boot_id, seq=self._telemetry_seq, **readings)
         )
 
     def _cpu_milli(self, cpu_us: int | None) -> int | None:

@@ -37,7 +37,7 @@ _Cell: TypeAlias = list["_Call | None"]  # of a call that can be cancelled: None
 _Due: TypeAlias = tuple[int, int, _Cell] | tuple[int, int, Callable[[bytes], None], bytes]
 
 
-class LivelockError(RuntimeError):
+class LivelockError(Exception):
     """The nodes keep each other busy and time can't move: a bug of whoever runs on them."""
 
 
@@ -221,6 +221,7 @@ class VirtualKernel:
         node.due_kernel_ns = None
         self.note(name, "kill")
         loop, node.loop = node.loop, None
+        node.on_step = None
         if loop is not None:
             loop.close()
         for handle in sorted(node.handles.values(), key=lambda h: h.number):
@@ -317,6 +318,8 @@ class VirtualKernel:
         self.steps += 1
         node.steps += 1
         loop.step()
+        if node.on_step is not None:
+            node.on_step()
         if self.trace.count != self._looked_at:  # nothing was noted: nothing happened to a model
             self._looked_at = self.trace.count
             for look in self.observers:

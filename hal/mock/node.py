@@ -185,6 +185,7 @@ class Node:
         self.handles: dict[int, Handle] = {}
         self.on_death: list[Callable[[], None]] = []  # devices with state that a death changes
         self.steps = 0
+        self.on_step: Callable[[], None] | None = None  # after each step of this life's loop
 
     def poster(self) -> Callable[[Callable[[], None]], None]:
         """How a device completes requests of this incarnation: posts to its loop, and does

@@ -40,25 +40,23 @@ def _kill(site: Site) -> Injection | None:
     if not _runs(world):
         return None
     node, epoch = world.kernel.nodes[DAEMON], world.card.decisions.epoch
-    loop, left = node.loop, site.rng.randint(1, STEPS_MOST)
+    if node.on_step is not None:
+        return None  # it is doomed already
+    left = site.rng.randint(1, STEPS_MOST)
     turns, back_ns = left, span_ns(site, 0.05, 8.0)
-    assert loop is not None
-    honest = loop.step
 
-    def step() -> bool:
+    def step() -> None:
         nonlocal left
-        done = honest()
         left -= 1
-        if left == 0 and node.loop is loop:
+        if left == 0:
             world.kill_daemon()
             world.kernel.after(back_ns, world.start_daemon)
-        return done
 
     def heal() -> None:
-        nonlocal left
-        left = 0
+        if node.on_step is step:
+            node.on_step = None
 
-    loop.step = step  # type: ignore[method-assign]
+    node.on_step = step
     return injection(
         site,
         "D1",

@@ -5,8 +5,6 @@ from typing import Any, Final
 
 from hal.mock.instance import MockInstance
 from hal.ports import ExitReason, InstanceExit
-from protocol.apf import Telemetry
-from protocol.apf.telemetry import TELEMETRY_FIELDS
 from tools.sim.faults.evidence import (
     agent_endpoint,
     cnm_of,
@@ -38,15 +36,8 @@ def lie(module: SimModule, readings: Mapping[str, int | None]) -> Callable[[], N
     on = True
 
     def bend(init: Any) -> None:
-        honest = init.endpoint.notify
-
-        def notify(body: Any, *, urgent: bool = False) -> bool:
-            if on and isinstance(body, Telemetry):
-                shown = {name: body.reading(name) for name in TELEMETRY_FIELDS} | dict(readings)
-                body = Telemetry.of(boot_id=body.boot_id, seq=body.seq, **shown)
-            return bool(honest(body, urgent=urgent))
-
-        init.endpoint.notify = notify
+        honest = init.mc.sensors
+        init.mc.sensors = lambda: {**honest(), **readings} if on else honest()
 
     def end() -> None:
         nonlocal on
