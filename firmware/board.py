@@ -1,15 +1,16 @@
-"""One board: slots, links, windows, power and timing, read strictly from a TOML file.
+"""One board: slots, links, windows, power, hardware and timing, read strictly from a TOML file.
 
 `load_board` reads and checks everything that can be known from the file; `check_board` also looks
-whether the serial lines are there that the keeper does not make itself. Both raise `BoardError`
-with the file, the line, the key, what was wanted and what was found. Spec strings: DESIGN D7.
+whether the serial lines are there that the keeper does not make itself; `missing_devices` says the
+same of a board whose hardware may be another machine's. All errors are `BoardError`s with the file,
+the line, the key, what was wanted and what was found. Spec strings: `firmware.board_specs`.
 """
 
 import platform
-import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,26 @@ from firmware.board_file import (
     merge_tables,
     read_chain,
 )
+from firmware.board_hardware import (
+    MAX_SLOT_DEVICES,
+    Device,
+    Hardware,
+    Mux,
+    check_places,
+    lines_of,
+    read_devices,
+    read_hardware,
+    read_slot_pcie,
+    read_steps,
+)
+from firmware.board_specs import (
+    KINDS,
+    device_of,
+    path_of,
+    read_link,
+    read_power,
+    read_window,
+)
 from firmware.board_types import (
     THRESHOLD_LIMITS,
     TIMING_LIMIT,
@@ -35,7 +56,7 @@ from firmware.board_types import (
     Thresholds,
     Timing,
 )
-from firmware.fields import FieldError, Fields, nearest, shown
+from firmware.fields import FieldError, Fields
 from firmware.fields import Path as KeyPath
 from firmware.link_dialect import dialect_of
 from firmware.workload import LABEL_KEY, MAX_BYTES, MAX_CPU_MILLI, NAME, NAME_WANT, canonical_arch
@@ -52,16 +73,15 @@ __all__ = [
     "check_board",
     "find_board",
     "load_board",
+    "missing_devices",
+    "on_mock",
 ]
 
 MAX_SLOTS: Final = 1024
 MIN_WINDOW_BYTES: Final = 64 * 1024
 MAX_WINDOW_BYTES: Final = 1 << 32  # offsets in a window are u32
 DEFAULT_VENDOR_ID: Final = 0x4150  # until one is assigned (DESIGN D3)
-LINK_SCHEMES: Final = ("serial", "mock")
-WINDOW_SCHEMES: Final = ("shm", "mock")
-_SPEC_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
-BAUDS: Final = range(300, 4_000_001)
+NAMED_KEYS: Final = ("id", "port", "smbus")  # of a slot: its other strings may use them
 CNM_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 PAGE_BYTES: Final = 4096
 
@@ -84,16 +104,57 @@ def check_board(
     host_arch: str | None = None,
     exists: Callable[[str], bool] = lambda path: Path(path).exists(),
 ) -> Board:
-    """`load_board`, and every serial line outside `${run}` must exist. Raises BoardError."""
+    """`load_board`; and where the board is this machine's (kind local), every serial line outside
+    `${run}` must exist. Raises BoardError."""
     board = load_board(source, run_dir=run_dir, host_arch=host_arch)
+    if board.kind in ("local", "mock"):
+        for error in _missing(source, board, exists):
+            raise error
+    return board
+
+
+def missing_devices(
+    source: str | Path,
+    board: Board,
+    *,
+    exists: Callable[[str], bool] = lambda path: Path(path).exists(),
+) -> list[BoardError]:
+    """What a board names and this machine has not; each with its file and line."""
+    return list(_missing(source, board, exists))
+
+
+def _missing(
+    source: str | Path, board: Board, exists: Callable[[str], bool]
+) -> Iterator[BoardError]:
     chain = read_chain(source)
     for index, slot in enumerate(board.slots):
         for key, spec in (("mc", slot.mc), ("agent", slot.agent)):
-            tty = _tty(spec)
-            if tty in board.outside_ttys and not exists(tty):
+            path = path_of(spec)
+            if path in board.outside_ttys and not exists(path):
                 do = "plug it in or name another; ttys below ${run}/ are made by the keeper"
-                raise error_at(chain, ("slot", index, key), "a tty that exists", f"no {tty}", do)
-    return board
+                yield error_at(chain, ("slot", index, key), "a tty that exists", f"no {path}", do)
+        for key, spec in (("window", slot.window), ("power", slot.power)):
+            path = path_of(spec)
+            if path and not exists(path):
+                do = "the device is not there (yet), or this is not the machine of that board"
+                yield error_at(
+                    chain, ("slot", index, key), "a device that exists", f"no {path}", do
+                )
+
+
+def on_mock(board: Board) -> Board:
+    """The same card on the ports of the virtual kernel, whatever its file names: for simulation."""
+    slots = tuple(
+        replace(
+            slot,
+            mc=f"mock:{slot.id}-mc",
+            agent=f"mock:{slot.id}-agent",
+            window=f"mock:{slot.id}",
+            power="mock",
+        )
+        for slot in board.slots
+    )
+    return replace(board, kind="mock", slots=slots, outside_ttys=())
 
 
 def _board(
@@ -107,13 +168,16 @@ def _board(
     filled = [
         _filled_slot(raw, default, ("slot", index), run_dir) for index, raw in enumerate(raw_slots)
     ]
-    slots = tuple(_slot(raw, index, host_arch) for index, raw in enumerate(filled))
-    _check_unique(slots)
     head = fields.object("board", _head)
+    kind = head[1]
+    hardware = read_hardware(fields)
+    slots = tuple(_slot(raw, index, host_arch, kind, hardware) for index, raw in enumerate(filled))
+    _check_unique(slots, links=kind != "cnm")
+    check_places(_parts(hardware, slots))
     timing = fields.object("timing", _timing)
     thresholds = fields.object("thresholds", _thresholds)
     fields.done()
-    name, kind, description, vendor_id = head
+    name, _, description, vendor_id = head
     return Board(
         name=name,
         kind=kind,
@@ -124,13 +188,24 @@ def _board(
         slots=slots,
         files=tuple(str(file.path) for file in chain),
         outside_ttys=_outside_ttys(slots, run_dir),
+        hardware=hardware,
     )
+
+
+def _parts(hardware: Hardware, slots: Sequence[Slot]) -> list[tuple[KeyPath, Device | Mux]]:
+    """Everything on SMBus, with where it is said."""
+    parts: list[tuple[KeyPath, Device | Mux]] = []
+    parts += [(("mux", n), mux) for n, mux in enumerate(hardware.muxes)]
+    parts += [(("device", n), device) for n, device in enumerate(hardware.devices)]
+    for index, slot in enumerate(slots):
+        parts += [(("slot", index, "device", n), device) for n, device in enumerate(slot.devices)]
+    return parts
 
 
 def _head(fields: Fields) -> tuple[str, str, str, int]:
     return (
         fields.text("name", pattern=NAME, want=NAME_WANT),
-        fields.choice("kind", ("local", "mock")),
+        fields.choice("kind", KINDS),
         fields.text("description", "", max_bytes=256),
         fields.integer("vendor_id", DEFAULT_VENDOR_ID, low=1, high=0xFFFF),
     )
@@ -182,10 +257,10 @@ def _filled_slot(
     own = Fields(raw, path)
     slot = merge_tables(default, own.rest())
     number = Fields(slot, path).integer("slot", high=MAX_SLOTS - 1)
-    names = {"run": run_dir, "slot": str(number)}
-    for key in slot:  # `id` first: the other strings may use it
-        if key == "id":
-            names["id"] = str(_expanded(slot[key], names, (*path, key)))
+    names = {"run": run_dir, "slot": str(number), "slot_hex": f"{number:02x}"}
+    for key in NAMED_KEYS:  # first: the other strings may use them
+        if key in slot:
+            names[key] = str(_expanded(slot[key], names, (*path, key)))
     return {key: _expanded(value, names, (*path, key)) for key, value in slot.items()}
 
 
@@ -197,45 +272,34 @@ def _expanded(value: object, names: Mapping[str, str], path: KeyPath) -> object:
         raise FieldError(path, want, f"${{{exc.args[0]}}}") from exc
 
 
-def _slot(raw: Mapping[str, object], index: int, host_arch: str) -> Slot:
+def _slot(
+    raw: Mapping[str, object], index: int, host_arch: str, kind: str, hardware: Hardware
+) -> Slot:
     fields = Fields(raw, ("slot", index))
+    for key in NAMED_KEYS[1:]:
+        fields.text_or_none(key, max_bytes=128)
+    devices = read_devices(fields, "device", hardware, max_items=MAX_SLOT_DEVICES)
+    lines = {**lines_of(hardware.devices), **lines_of(devices)}
     slot = Slot(
         slot=fields.integer("slot", high=MAX_SLOTS - 1),
         id=fields.text("id", pattern=CNM_ID, want="an id like cnm0 ([a-z0-9-], at most 32)"),
-        mc=_spec(fields, "mc", LINK_SCHEMES),
-        agent=_spec(fields, "agent", LINK_SCHEMES),
-        window=_spec(fields, "window", WINDOW_SCHEMES),
+        mc=read_link(fields, "mc", kind, hardware),
+        agent=read_link(fields, "agent", kind, hardware),
+        window=read_window(fields, kind),
         window_bytes=fields.integer(
             "window_bytes", 1 << 24, low=MIN_WINDOW_BYTES, high=MAX_WINDOW_BYTES
         ),
-        power=fields.choice("power", ("local", "mock", "none")),
+        power=read_power(fields, kind),
         module=fields.object("module", lambda table: _module(table, host_arch)),
+        pcie=fields.object_or_none("pcie", read_slot_pcie),
+        devices=devices,
+        power_steps=read_steps(fields, "power_step", lines),
     )
     fields.done()
     if slot.window_bytes % PAGE_BYTES:
         want = f"a multiple of {PAGE_BYTES}"
         raise fields.fail("window_bytes", want, f"{slot.window_bytes}")
     return slot
-
-
-def _spec(fields: Fields, key: str, schemes: Sequence[str]) -> str:
-    """Check a spec string as far as the file alone can tell; the registry opens it."""
-    spec = fields.text(key, max_bytes=512)
-    scheme, colon, rest = spec.partition(":")
-    if not colon or scheme not in schemes:
-        want = f"SCHEME:NAME with a scheme of {', '.join(schemes)}{nearest(scheme, schemes)}"
-        raise fields.fail(key, want, shown(spec))
-    name, _, options = rest.partition("?")
-    if scheme == "serial":
-        if not name.startswith("/") or "\0" in name:
-            raise fields.fail(key, "serial:/absolute/path?baud=N", shown(spec))
-        baud = re.fullmatch(r"baud=([0-9]{1,7})", options)
-        if baud is None or int(baud[1]) not in BAUDS:
-            want = f"?baud=N with N in {BAUDS[0]}..{BAUDS[-1]} after the path"
-            raise fields.fail(key, want, shown(spec))
-    elif _SPEC_NAME.fullmatch(name) is None or options:
-        raise fields.fail(key, f"{scheme}:NAME of [A-Za-z0-9_./-], no options", shown(spec))
-    return spec
 
 
 def _module(fields: Fields, host_arch: str) -> Module:
@@ -264,17 +328,25 @@ def _accelerator(fields: Fields) -> BoardAccelerator:
     )
 
 
-def _check_unique(slots: Sequence[Slot]) -> None:
-    """A slot number, an id, a tty or a window that is named twice is two owners of one thing."""
+def _check_unique(slots: Sequence[Slot], *, links: bool) -> None:
+    """A slot number, an id, a tty, a window or a port that is named twice is two owners of one
+    thing. Not so for the links of modules, each of which has its own ttys (kind cnm)."""
     first: dict[tuple[str, str], str] = {}
     for index, slot in enumerate(slots):
         names = {
             "slot": ("slot", str(slot.slot)),
             "id": ("id", slot.id),
-            "mc": ("link", _address(slot.mc)),
-            "agent": ("link", _address(slot.agent)),
-            "window": ("window", _address(slot.window)),
         }
+        if links:
+            names |= {
+                "mc": ("link", device_of(slot.mc)),
+                "agent": ("link", device_of(slot.agent)),
+                "window": ("window", device_of(slot.window)),
+            }
+        if links and slot.pcie is not None:
+            names["pcie"] = ("port", slot.pcie.port)
+        if slot.power.startswith("pci_slot:"):
+            names["power"] = ("power switch", device_of(slot.power))
         for key, (kind, value) in names.items():
             if (kind, value) in first:
                 got = f"{value}, as in {first[kind, value]}"
@@ -282,18 +354,7 @@ def _check_unique(slots: Sequence[Slot]) -> None:
             first[kind, value] = f"slot[{index}].{key}"
 
 
-def _address(spec: str) -> str:
-    """The device without its options: two baud rates do not make two ttys."""
-    scheme, _, rest = spec.partition(":")
-    return f"{scheme}:{posixpath.normpath(rest.partition('?')[0])}"
-
-
 def _outside_ttys(slots: Sequence[Slot], run_dir: str) -> tuple[str, ...]:
-    ttys = [_tty(spec) for slot in slots for spec in (slot.mc, slot.agent)]
-    return tuple(tty for tty in ttys if tty and not tty.startswith(run_dir.rstrip("/") + "/"))
-
-
-def _tty(spec: str) -> str:
-    """The path of a serial spec; "" for any other."""
-    address = _address(spec)
-    return address.removeprefix("serial:") if address.startswith("serial:") else ""
+    specs = [spec for slot in slots for spec in (slot.mc, slot.agent)]
+    ttys = [path_of(spec) for spec in specs if spec.startswith("serial:")]
+    return tuple(tty for tty in ttys if not tty.startswith(run_dir.rstrip("/") + "/"))

@@ -4,9 +4,10 @@ The lease numbers are DESIGN section 4: rules 5 to 7 compute from `Timing` alone
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Final
 
+from firmware.board_hardware import Device, Hardware, PowerStep, SlotPcie
 from protocol.mctp.serial_frame import Dialect
 
 PPM: Final = 1_000_000
@@ -83,8 +84,8 @@ TIMING_LIMITS: Final = {  # (least, most)
 }
 TIMING_LIMIT: Final = (1, 600_000)
 THRESHOLD_LIMITS: Final = {
-    field.name: (0, 100) if field.name.endswith("_percent") else (0, 600_000)
-    for field in fields(Thresholds)
+    item.name: (0, 100) if item.name.endswith("_percent") else (0, 600_000)
+    for item in fields(Thresholds)
 }
 
 
@@ -121,12 +122,15 @@ class Slot:
     window_bytes: int
     power: str
     module: Module
+    pcie: SlotPcie | None = None  # its port, and the link that it must come up with
+    devices: tuple[Device, ...] = ()  # on SMBus, of this slot alone
+    power_steps: tuple[PowerStep, ...] = ()  # in order; switching off undoes the sets backwards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
     name: str
-    kind: str  # "local" or "mock"
+    kind: str  # "local", "mock", "linux" (a card on real devices) or "cnm" (a module's own view)
     description: str
     vendor_id: int
     timing: Timing
@@ -134,3 +138,4 @@ class Board:
     slots: tuple[Slot, ...]
     files: tuple[str, ...]  # the board file and those it inherits from
     outside_ttys: tuple[str, ...]  # serial lines that the keeper does not make
+    hardware: Hardware = field(default_factory=Hardware)
