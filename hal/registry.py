@@ -3,6 +3,8 @@
     serial:/dev/ttyS1?baud=115200    byte_stream  a tty
     mock:cnm0-mc                     byte_stream  a line of the virtual kernel; ?side=a|b
     shm:cnm0                         window       sealed shared memory, by the keeper
+    pci:0000:01:00.0/bar2?side=a     window       a BAR, by sysfs; &bytes=N for no less than that
+    map:/dev/dax0.0?side=a           window       CXL memory, or the file behind an ivshmem
     mock:cnm0                        window       a window pair of the virtual kernel; ?side=a|b
     local                            power        the local board's keeper
     mock                             power        the slots of the virtual kernel
@@ -22,6 +24,8 @@ from hal.errors import HalError, Refused, Unavailable
 from hal.ports import ByteStream, Done, Doorbell, Reactor, SlotPower, Window
 
 if TYPE_CHECKING:
+    from hal.bar_layout import Side
+    from hal.linux.pci_window import BarWindow
     from hal.local.client import KeeperClient
     from hal.mock.node import Node
 
@@ -178,6 +182,48 @@ def _shm(world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[Windo
     submit_open_window(_keeper(world, spec), slot, deadline_ns, done)
 
 
+def _pci_window(
+    world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[WindowPair]
+) -> None:
+    from hal.linux.pci_window import open_pci_window
+
+    side, at_least = _side(spec), spec.integer("bytes", 0)
+    _shared_memory(world, lambda: open_pci_window(spec.target, side, at_least_bytes=at_least), done)
+
+
+def _map_window(
+    world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[WindowPair]
+) -> None:
+    from hal.linux.pci_window import open_mapped_window
+
+    side, at_least = _side(spec), spec.integer("bytes", 0)
+    _shared_memory(
+        world, lambda: open_mapped_window(spec.target, side, at_least_bytes=at_least), done
+    )
+
+
+def _side(spec: Spec) -> "Side":
+    return "b" if spec.choice("side", ("a", "b")) == "b" else "a"
+
+
+def _shared_memory(
+    world: World, open_window: "Callable[[], BarWindow]", done: Done[WindowPair]
+) -> None:
+    from hal.linux.polled_bell import PolledBell
+
+    result: WindowPair | HalError
+    try:
+        window = open_window()
+        try:
+            result = window, PolledBell(window, world.reactor)
+        except HalError:
+            window.close()
+            raise
+    except HalError as exc:
+        result = exc
+    world.reactor.post(lambda: done(result))
+
+
 def _mock_window(
     world: World,
     spec: Spec,
@@ -230,6 +276,8 @@ TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
     },
     "window": {
         "shm": Opener(open=_shm),
+        "pci": Opener(open=_pci_window, options=frozenset({"side", "bytes"})),
+        "map": Opener(open=_map_window, options=frozenset({"side", "bytes"})),
         "mock": Opener(open=_mock_window, options=frozenset({"side"})),
     },
     "power": {

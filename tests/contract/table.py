@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from tests.contract import backends_linux, backends_local, backends_mock
+from tests.contract import backends_linux, backends_local, backends_mock, backends_window
 from tests.contract.rigs import Backend
 
 PORTS: Final = (
@@ -30,7 +30,7 @@ def backends_of(port: str) -> list[Backend]:
         Backend(name="mock", factory=factory, virtual=True)
         for factory in backends_mock.backends(port)
     ]
-    for module in (backends_linux, backends_local):
+    for module in (backends_linux, backends_local, backends_window):
         rows.extend(_row(entry) for entry in module.backends(port))
     return rows
 
