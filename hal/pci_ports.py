@@ -165,7 +165,8 @@ class PciEventKind(Enum):
     AER_NONFATAL = "aer_nonfatal"
     AER_FATAL = "aer_fatal"
     DPC = "dpc"  # a port has contained an error: what is below it is cut off
-    RECOVERED = "recovered"  # the kernel's error recovery ended well
+    RECOVERING = "recovering"  # the kernel has begun to recover from an error (AER, DPC)
+    RECOVERED = "recovered"  # the kernel's recovery ended well
     LOST = "lost"  # and so it did not
     REMOVE_WANTED = "remove_wanted"  # the host waits for us to close this function
     OVERFLOW = "overflow"  # events were lost: scan again
@@ -285,6 +286,10 @@ class PciBus(Protocol):
 
     def scan(self) -> Sequence[PciDevice]:
         """All functions, in the order of their addresses."""
+        ...
+
+    def config(self, address: PciAddress) -> bytes:
+        """Config space as it is now, as much as we may read. Absent for an unknown function."""
         ...
 
     def slots(self) -> Sequence[PciSlot]:

@@ -1,0 +1,189 @@
+"""`hal.pci_ports.PciBus` of a Linux host: scan, slots, binding, and what happens.
+
+Events come from two places. Uevents of the subsystem "pci" tell additions, removals, drivers, and
+how error recovery went (ERROR_EVENT, drivers/pci/pci-driver.c: pci_uevent_ers). AER counts, links
+and slots are not announced by Linux 6.1, so they are looked at every `poll_ms` and the differences
+told; the look reads small files of the functions that have a link, some 0.1 ms each.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from hal.errors import HalError, Refused
+from hal.linux import pci_sysfs
+from hal.linux.pci_bind import PciBinder
+from hal.linux.uevents import Uevent, Uevents
+from hal.linux.workers import Check, Workers
+from hal.pci_ports import AerCounts, PciAddress, PciDevice, PciEvent, PciEventKind, PciSlot
+from hal.ports import Done, Reactor
+
+POLL_MS: Final = 1000
+_MS: Final = 1_000_000
+_ACTIONS: Final = {
+    "add": PciEventKind.ADDED,
+    "remove": PciEventKind.REMOVED,
+    "bind": PciEventKind.BOUND,
+    "unbind": PciEventKind.BOUND,
+}
+_RECOVERY: Final = {  # enum pci_ers_result as words of ERROR_EVENT
+    "BEGIN_RECOVERY": PciEventKind.AER_NONFATAL,
+    "SUCCESSFUL_RECOVERY": PciEventKind.RECOVERED,
+    "FAILED_RECOVERY": PciEventKind.LOST,
+}
+
+
+class LinuxPciBus:
+    """Loop thread only; binding that is submitted runs on one worker."""
+
+    def __init__(
+        self, reactor: Reactor, *, sys: Path = Path("/sys"), poll_ms: int = POLL_MS
+    ) -> None:
+        self._reactor, self._sys = reactor, sys
+        self._poll_ns = poll_ms * _MS
+        self._binder = PciBinder(sys)
+        self._workers: Workers | None = None
+        self._call: Callable[[PciEvent], None] | None = None
+        self._uevents: Uevents | None = None
+        self._cancel_poll: Callable[[], None] = lambda: None
+        self._devices: dict[PciAddress, PciDevice] = {}  # as the last look found them
+        self._slots: dict[str, PciSlot] = {}
+
+    def scan(self) -> Sequence[PciDevice]:
+        return pci_sysfs.scan(self._sys)
+
+    def slots(self) -> Sequence[PciSlot]:
+        return pci_sysfs.slots_of(self._sys)
+
+    def power_slot(self, name: str, on: bool) -> None:
+        pci_sysfs.power_slot(self._sys, name, on)
+
+    def on_event(self, call: Callable[[PciEvent], None]) -> None:
+        """Raises Unavailable when the kernel gives no socket for uevents."""
+        first, self._call = self._call is None, call
+        if not first:
+            return
+        self._uevents = Uevents(self._reactor, "pci", self._announced, self._overflow)
+        self._devices = {d.address: d for d in self.scan()}
+        self._slots = {s.name: s for s in self.slots()}
+        self._plan()
+
+    def bind(self, address: PciAddress, driver: str) -> None:
+        self._binder.bind(address, driver)
+
+    def submit_bind(
+        self, address: PciAddress, driver: str, deadline_ns: int, done: Done[None]
+    ) -> None:
+        def job(_check: Check) -> None:
+            self._binder.bind(address, driver)
+
+        self._worker().submit(f"binding {address} to {driver}", job, deadline_ns, done)
+
+    def submit_restore(self, deadline_ns: int, done: Done[None]) -> None:
+        """`restore`, off the loop's thread."""
+
+        def job(_check: Check) -> None:
+            self._binder.restore()
+
+        self._worker().submit("giving PCI functions back", job, deadline_ns, done)
+
+    def restore(self) -> None:
+        self._binder.restore()
+
+    def close(self) -> None:
+        self._cancel_poll()
+        self._call = None
+        if self._uevents is not None:
+            self._uevents.close()
+            self._uevents = None
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    # --- events ---
+
+    def _announced(self, uevent: Uevent) -> None:
+        name = uevent.values.get("PCI_SLOT_NAME", "")
+        try:
+            address = PciAddress.parse(name)
+        except Refused:
+            return  # a bus or a port service, no function
+        text = uevent.values.get("DRIVER", "")
+        kind = _ACTIONS.get(uevent.action)
+        recovery = uevent.values.get("ERROR_EVENT")
+        if uevent.action == "change" and recovery is not None:
+            kind, text = _RECOVERY.get(recovery, PciEventKind.LOST), recovery
+        if kind is PciEventKind.REMOVED:
+            self._devices.pop(address, None)
+        if kind is not None:
+            self._tell(PciEvent(kind=kind, address=address, slot=self._slot(address), text=text))
+
+    def _overflow(self) -> None:
+        self._tell(PciEvent(kind=PciEventKind.OVERFLOW, address=None, text="uevents were lost"))
+
+    def _plan(self) -> None:
+        self._cancel_poll = self._reactor.call_at(
+            self._reactor.now_ns() + self._poll_ns, self._poll
+        )
+
+    def _poll(self) -> None:
+        try:
+            devices = {d.address: d for d in self.scan()}
+            slots = {s.name: s for s in self.slots()}
+        except HalError as exc:
+            self._tell(PciEvent(kind=PciEventKind.OVERFLOW, address=None, text=str(exc)))
+        else:
+            for address, device in devices.items():
+                before = self._devices.get(address)
+                if before is not None:
+                    self._compare(before, device)
+            for name, slot in slots.items():
+                known = self._slots.get(name)
+                if known is not None and known != slot:
+                    self._slot_changed(slot)
+            self._devices, self._slots = devices, slots
+        if self._call is not None:
+            self._plan()
+
+    def _compare(self, before: PciDevice, now: PciDevice) -> None:
+        if before.link != now.link:
+            self._tell(
+                PciEvent(
+                    kind=PciEventKind.LINK,
+                    address=now.address,
+                    slot=now.slot,
+                    text=f"{_words(before)} -> {_words(now)}",
+                )
+            )
+        old, new = before.aer or AerCounts(), now.aer or AerCounts()
+        for kind, more in (
+            (PciEventKind.AER_CORRECTABLE, new.correctable - old.correctable),
+            (PciEventKind.AER_NONFATAL, new.nonfatal - old.nonfatal),
+            (PciEventKind.AER_FATAL, new.fatal - old.fatal),
+        ):
+            if more > 0:
+                event = PciEvent(kind=kind, address=now.address, slot=now.slot, count=more)
+                self._tell(event)
+
+    def _slot_changed(self, slot: PciSlot) -> None:
+        text = f"powered {slot.powered}, present {slot.present}"
+        self._tell(PciEvent(kind=PciEventKind.SLOT, address=None, slot=slot.name, text=text))
+
+    def _slot(self, address: PciAddress) -> str:
+        here = (address.domain, address.bus, address.device)
+        names = (s.name for s in self._slots.values() if (s.domain, s.bus, s.device) == here)
+        return next(names, "")
+
+    def _tell(self, event: PciEvent) -> None:
+        if self._call is not None:
+            self._call(event)
+
+    def _worker(self) -> Workers:
+        if self._workers is None:
+            self._workers = Workers(self._reactor, threads=1)
+        return self._workers
+
+
+def _words(device: PciDevice) -> str:
+    link = device.link
+    return f"{link.speed_mts} MT/s x{link.width}" if link is not None else "no link"
