@@ -3,12 +3,12 @@
 Events come from two places. Uevents of the subsystem "pci" tell additions, removals, drivers, and
 how error recovery went (ERROR_EVENT, drivers/pci/pci-driver.c: pci_uevent_ers). AER counts, links
 and slots are not announced by Linux 6.1, so they are looked at every `poll_ms` and the differences
-told; the look reads small files of the functions that have a link, some 0.1 ms each.
+told. That look is a scan (some 0.2 ms a function), so it runs on a worker.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from hal.errors import HalError, Refused
 from hal.linux import pci_sysfs
@@ -20,6 +20,8 @@ from hal.ports import Done, Reactor
 
 POLL_MS: Final = 1000
 _MS: Final = 1_000_000
+LOOK_DEADLINE_MS: Final = 10_000  # sysfs waits for a driver that holds the device's lock
+_Look: TypeAlias = tuple[Sequence[PciDevice], Sequence[PciSlot]]
 _ACTIONS: Final = {
     "add": PciEventKind.ADDED,
     "remove": PciEventKind.REMOVED,
@@ -27,7 +29,7 @@ _ACTIONS: Final = {
     "unbind": PciEventKind.BOUND,
 }
 _RECOVERY: Final = {  # enum pci_ers_result as words of ERROR_EVENT
-    "BEGIN_RECOVERY": PciEventKind.AER_NONFATAL,
+    "BEGIN_RECOVERY": PciEventKind.RECOVERING,
     "SUCCESSFUL_RECOVERY": PciEventKind.RECOVERED,
     "FAILED_RECOVERY": PciEventKind.LOST,
 }
@@ -42,7 +44,8 @@ class LinuxPciBus:
         self._reactor, self._sys = reactor, sys
         self._poll_ns = poll_ms * _MS
         self._binder = PciBinder(sys)
-        self._workers: Workers | None = None
+        self._workers: Workers | None = None  # binds
+        self._looker: Workers | None = None
         self._call: Callable[[PciEvent], None] | None = None
         self._uevents: Uevents | None = None
         self._cancel_poll: Callable[[], None] = lambda: None
@@ -54,6 +57,9 @@ class LinuxPciBus:
 
     def slots(self) -> Sequence[PciSlot]:
         return pci_sysfs.slots_of(self._sys)
+
+    def config(self, address: PciAddress) -> bytes:
+        return pci_sysfs.config(self._sys, address)
 
     def power_slot(self, name: str, on: bool) -> None:
         pci_sysfs.power_slot(self._sys, name, on)
@@ -96,9 +102,10 @@ class LinuxPciBus:
         if self._uevents is not None:
             self._uevents.close()
             self._uevents = None
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
+        for workers in (self._workers, self._looker):
+            if workers is not None:
+                workers.close()
+        self._workers = self._looker = None
 
     # --- events ---
 
@@ -122,17 +129,26 @@ class LinuxPciBus:
         self._tell(PciEvent(kind=PciEventKind.OVERFLOW, address=None, text="uevents were lost"))
 
     def _plan(self) -> None:
-        self._cancel_poll = self._reactor.call_at(
-            self._reactor.now_ns() + self._poll_ns, self._poll
-        )
+        when_ns = self._reactor.now_ns() + self._poll_ns
+        self._cancel_poll = self._reactor.call_at(when_ns, self._look)
 
-    def _poll(self) -> None:
-        try:
-            devices = {d.address: d for d in self.scan()}
-            slots = {s.name: s for s in self.slots()}
-        except HalError as exc:
-            self._tell(PciEvent(kind=PciEventKind.OVERFLOW, address=None, text=str(exc)))
+    def _look(self) -> None:
+        if self._looker is None:
+            self._looker = Workers(self._reactor, threads=1, waiting_limit=0)
+        deadline_ns = self._reactor.now_ns() + LOOK_DEADLINE_MS * _MS
+        self._looker.submit("looking at PCI", self._read, deadline_ns, self._seen)
+
+    def _read(self, check: Check) -> _Look:
+        devices = self.scan()
+        check()
+        return devices, self.slots()
+
+    def _seen(self, found: _Look | HalError) -> None:
+        if isinstance(found, HalError):
+            self._tell(PciEvent(kind=PciEventKind.OVERFLOW, address=None, text=str(found)))
         else:
+            devices = {d.address: d for d in found[0]}
+            slots = {s.name: s for s in found[1]}
             for address, device in devices.items():
                 before = self._devices.get(address)
                 if before is not None:
