@@ -32,6 +32,7 @@ from hal.linux.files import LinuxFiles
 from hal.linux.journal import SqliteJournal
 from hal.linux.notify import open_notifier
 from hal.linux.serial import SerialLine
+from hal.linux.slot_power import LinuxSlotPower, slot_switch
 from hal.linux.trace_memory import MappedTraceMemory, stack_of_the_last
 from hal.linux.unix_server import UnixServer, group_id
 from hal.linux.workers import Workers
@@ -40,7 +41,7 @@ from hal.local.hostview import LocalHostView
 from hal.local.power import LocalPower
 from hal.local.window import submit_open_window
 from hal.ports import ByteStream, Done, Doorbell, Window
-from hal.registry import parse_spec
+from hal.registry import Registry, World, parse_spec
 
 EXIT_START_FAILED = 3
 TRACE_FILE = "daemon.trace"
@@ -74,6 +75,44 @@ class LocalSlotPorts:
 
     def open_window(self, deadline_ns: int, done: Done[tuple[Window, Doorbell]]) -> None:
         submit_open_window(self._client, self._slot.slot, deadline_ns, done)
+
+
+class LinuxSlotPorts:
+    """A slot of a card on real devices: what its spec strings name."""
+
+    def __init__(self, slot: Slot, registry: Registry) -> None:
+        self._slot = slot
+        self._registry = registry
+
+    def open_mc(self) -> ByteStream:
+        return self._registry.open_stream(self._slot.mc)
+
+    def open_agent(self) -> ByteStream:
+        return self._registry.open_stream(self._slot.agent)
+
+    def open_window(self, deadline_ns: int, done: Done[tuple[Window, Doorbell]]) -> None:
+        slot = self._slot
+        text = f"{slot.window}&bytes={slot.window_bytes}"
+        self._registry.submit_open_window(text, slot.slot, deadline_ns, done)
+
+
+def linux_ports(
+    board: Board, state: Path, loop: Loop, clock: LinuxClock, client: KeeperClient
+) -> CardPorts:
+    """The ports of a card whose board is of real devices."""
+    workers = Workers(loop)
+    registry = Registry(World(reactor=loop, keeper=client))
+    switches = {slot.slot: slot_switch(slot.power) for slot in board.slots}
+    return CardPorts(
+        entropy=LinuxEntropy(),
+        power=LinuxSlotPower(switches, loop, workers),
+        journal=SqliteJournal(state / "journal.db", loop, essential=ESSENTIAL_KINDS),
+        blobs=LinuxBlobStore(state / "blobs", loop, workers),
+        host=None,  # a module's processes are its own kernel's
+        slots={slot.id: LinuxSlotPorts(slot, registry) for slot in board.slots},
+        runc_roots={},
+        wall_ns=clock.wall_ns,
+    )
 
 
 def local_ports(
@@ -118,10 +157,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
     board = load_board(board_name, run_dir=str(run))
-    if board.kind != "local":
+    if board.kind not in ("local", "linux"):
         raise Unavailable(
-            f"board {board.name} is of kind {board.kind}: a daemon runs on kind local; "
-            "mock boards live inside tests and the simulator"
+            f"board {board.name} is of kind {board.kind}: a daemon runs on kinds local and linux; "
+            "mock boards live inside tests and the simulator, cnm boards are for a module's init"
         )
     spare_the_collector()
     clock = LinuxClock()
@@ -142,7 +181,11 @@ def _serve(
 ) -> int:
     loop = Loop(clock, on_fault=box.recorder.on_fault if box else None)
     client = KeeperClient(run, loop)
-    card = Card(board, loop, local_ports(board, run, state, loop, clock, client), safe_mode=safe)
+    if board.kind == "linux":
+        ports = linux_ports(board, state, loop, clock, client)
+    else:
+        ports = local_ports(board, run, state, loop, clock, client)
+    card = Card(board, loop, ports, safe_mode=safe)
     notifier = open_notifier()
     watchdog = Watchdog(loop, notifier, on_withheld=box.on_withheld if box else _nothing)
     if box is not None:

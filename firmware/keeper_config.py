@@ -1,6 +1,8 @@
-"""From a board to what its keeper and its CNMs' inits are told (local board only).
+"""From a board to what its keeper and its CNMs' inits are told.
 
-The keeper's file: hal/local/config.py. An init's: firmware/cnm/config.py.
+On a board of kind linux the modules are not the keeper's: it has no slots there, and holds the
+descriptors of devices alone (DESIGN D12). The keeper's file: hal/local/config.py; an init's:
+firmware/cnm/config.py.
 """
 
 import hashlib
@@ -32,7 +34,7 @@ def plan_keeper(
     run_id = hashlib.sha256(str(run).encode()).hexdigest()[:12]
     slots: list[object] = []
     inits: dict[str, tuple[Path, CnmConfig]] = {}
-    for index, slot in enumerate(board.slots):
+    for index, slot in enumerate(board.slots if board.kind == "local" else ()):
         bauds = {
             name: _baud(slot, index, name, spec, run)
             for name, spec in (("mc", slot.mc), ("agent", slot.agent))

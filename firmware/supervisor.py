@@ -82,7 +82,7 @@ class LinuxHost:
 
     def start_keeper(self, on_exit: Callable[[int], None]) -> Process | None:
         self.keeper_was_there = False
-        if self._board.kind != "local":
+        if self._board.kind not in ("local", "linux"):
             return None
         found = locked_pid(self._places.run / "keeper.pid")
         if found is not None:

@@ -99,6 +99,7 @@ class Opener:
 
     open: Callable[..., Any]
     options: frozenset[str] = frozenset()
+    open_now: Callable[..., Any] | None = None  # of what needs no waiting
 
 
 Wrap: TypeAlias = Callable[[str, Spec, Any], Any]
@@ -141,6 +142,15 @@ class Registry:
 
         opener.open(self._world, spec, slot, deadline_ns, opened)
 
+    def open_shared_window(self, text: str) -> WindowPair:
+        """A window in memory that both ends map (schemes pci and map), at once: for a start.
+        Raises Refused, Absent, Unavailable, DeviceGone."""
+        spec, opener = find("window", text)
+        if opener.open_now is None:
+            raise Refused(f"{text!r}: want a window in shared memory, pci:... or map:...")
+        pair: WindowPair = self._wrap("window", spec, opener.open_now(self._world, spec))
+        return pair
+
 
 def find(port: str, text: str) -> tuple[Spec, Opener]:
     """The spec and its row in the table. Raises Refused with what the port could have had."""
@@ -182,46 +192,49 @@ def _shm(world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[Windo
     submit_open_window(_keeper(world, spec), slot, deadline_ns, done)
 
 
-def _pci_window(
-    world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[WindowPair]
-) -> None:
+def _pci_window(world: World, spec: Spec) -> WindowPair:
     from hal.linux.pci_window import open_pci_window
 
     side, at_least = _side(spec), spec.integer("bytes", 0)
-    _shared_memory(world, lambda: open_pci_window(spec.target, side, at_least_bytes=at_least), done)
+    return _with_bell(world, open_pci_window(spec.target, side, at_least_bytes=at_least))
 
 
-def _map_window(
-    world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[WindowPair]
-) -> None:
+def _map_window(world: World, spec: Spec) -> WindowPair:
     from hal.linux.pci_window import open_mapped_window
 
     side, at_least = _side(spec), spec.integer("bytes", 0)
-    _shared_memory(
-        world, lambda: open_mapped_window(spec.target, side, at_least_bytes=at_least), done
-    )
+    return _with_bell(world, open_mapped_window(spec.target, side, at_least_bytes=at_least))
 
 
 def _side(spec: Spec) -> "Side":
     return "b" if spec.choice("side", ("a", "b")) == "b" else "a"
 
 
-def _shared_memory(
-    world: World, open_window: "Callable[[], BarWindow]", done: Done[WindowPair]
-) -> None:
+def _with_bell(world: World, window: "BarWindow") -> WindowPair:
     from hal.linux.polled_bell import PolledBell
 
-    result: WindowPair | HalError
     try:
-        window = open_window()
+        return window, PolledBell(window, world.reactor)
+    except HalError:
+        window.close()
+        raise
+
+
+def _later(open_now: Callable[[World, Spec], WindowPair]) -> Callable[..., None]:
+    """A window that opens at once, as the port has it."""
+
+    def opener(
+        world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[WindowPair]
+    ) -> None:
+        _side(spec), spec.integer("bytes", 0)  # a wrong spec is Refused by raising
+        result: WindowPair | HalError
         try:
-            result = window, PolledBell(window, world.reactor)
-        except HalError:
-            window.close()
-            raise
-    except HalError as exc:
-        result = exc
-    world.reactor.post(lambda: done(result))
+            result = open_now(world, spec)
+        except HalError as exc:
+            result = exc
+        world.reactor.post(lambda: done(result))
+
+    return opener
 
 
 def _mock_window(
@@ -276,8 +289,12 @@ TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
     },
     "window": {
         "shm": Opener(open=_shm),
-        "pci": Opener(open=_pci_window, options=frozenset({"side", "bytes"})),
-        "map": Opener(open=_map_window, options=frozenset({"side", "bytes"})),
+        "pci": Opener(
+            open=_later(_pci_window), open_now=_pci_window, options=frozenset({"side", "bytes"})
+        ),
+        "map": Opener(
+            open=_later(_map_window), open_now=_map_window, options=frozenset({"side", "bytes"})
+        ),
         "mock": Opener(open=_mock_window, options=frozenset({"side"})),
     },
     "power": {

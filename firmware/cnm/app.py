@@ -1,6 +1,7 @@
 """The composition root of a CNM on Linux: the only file here that names concrete backends.
 
     init    --config FD-or-PATH [--keeper FD]     PID 1 (or a subreaper) of the CNM
+            --board NAME --slot N --run DIR --state DIR    the same, from a board of kind cnm
     agent   --config PATH --init FD [--window FD,FD,FD] [--overlay]
 
 The keeper of the local board gives init a socket (descriptor 3) over which the window and its
@@ -14,14 +15,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
+from firmware.board import BoardError
 from firmware.cnm.agent import AgentPorts, build_agent
 from firmware.cnm.config import CONFIG_LIMIT_BYTES, CnmConfig
+from firmware.cnm.from_board import cnm_config
 from firmware.cnm.init import InitPorts, build_init
 from firmware.cnm.supervisor import StartAgent
 from firmware.fields import FieldError
 from firmware.loop import MS, Loop
+from hal.bar_layout import BarLayout
 from hal.errors import HalError
 from hal.linux.blobs import LinuxBlobStore
 from hal.linux.cgroup import CgroupTree
@@ -30,18 +35,19 @@ from hal.linux.clock import LinuxClock
 from hal.linux.entropy import LinuxEntropy
 from hal.linux.files import LinuxFiles
 from hal.linux.overlay import LinuxOverlay
+from hal.linux.pci_window import pci_half_bytes
 from hal.linux.pipe import PipeReader
 from hal.linux.runtime_oci import OciRuntime
 from hal.linux.runtime_process import ProcessRuntime
-from hal.linux.shm import EventfdDoorbell, ShmWindow, shm_window_from_fds
+from hal.linux.shm import shm_window_from_fds
 from hal.linux.spawner import LinuxSpawner
 from hal.linux.stream import StreamSocket
 from hal.linux.trees import LinuxTrees
 from hal.linux.users import find_user
 from hal.linux.workers import Workers
 from hal.local.window import WindowFds, open_cnm_window
-from hal.ports import ByteStream, Process, ProcessSpec, Runtime, Usage
-from hal.registry import Registry, World
+from hal.ports import ByteStream, Doorbell, Process, ProcessSpec, Runtime, Usage, Window
+from hal.registry import Registry, World, parse_spec
 
 REAP_NS: Final = 1_000 * MS
 KEEPER_ENV: Final = "APF_KEEPER_FD"
@@ -54,15 +60,25 @@ EXIT_HALT: Final = 70
 def init_main(argv: Sequence[str]) -> int:
     """`python -m firmware.cnm.init`. 0 after SIGTERM, 1 when it could not start, 2 usage."""
     parser = argparse.ArgumentParser(prog="firmware.cnm.init")
-    parser.add_argument("--config", required=True, help="JSON: a path, or a descriptor's number")
+    parser.add_argument("--config", help="JSON: a path, or a descriptor's number")
+    parser.add_argument("--board", help="instead: a board of kind cnm, by name or file")
+    parser.add_argument("--slot", type=int, default=0, help="of that board")
+    parser.add_argument("--run", type=Path, default=Path("/run/apf-cnm"))
+    parser.add_argument("--state", type=Path, default=Path("/var/lib/apf-cnm"))
     parser.add_argument("--keeper", type=int, default=int(os.environ.get(KEEPER_ENV, "-1")))
     options = parser.parse_args(argv)
+    if (options.config is None) == (options.board is None):
+        parser.error("one of --config and --board is needed")
     try:
-        config = _read_config(options.config)
+        if options.board is None:
+            config = _read_config(options.config)
+        else:
+            run, state = options.run.resolve(), options.state.resolve()
+            config = cnm_config(options.board, options.slot, run=run, state=state)
         if not config.cgroup:
             config = replace(config, cgroup=os.environ.get(CGROUP_ENV, ""))
         return _run_init(config, options.keeper)
-    except (FieldError, HalError, OSError) as exc:
+    except (FieldError, BoardError, HalError, OSError) as exc:
         _say(f"cnm-init can't start: {exc}")
         return 1
 
@@ -97,7 +113,7 @@ def _run_init(config: CnmConfig, keeper_fd: int) -> int:
     children = Children(loop)
     tree = CgroupTree.detect()
     window_fds = _window_fds(keeper_fd)
-    half_bytes = window_fds.half_bytes if window_fds else 0
+    half_bytes = window_fds.half_bytes if window_fds else _half_bytes(config.window)
     registry = Registry(World(reactor=loop))
     init = build_init(
         config,
@@ -210,6 +226,20 @@ def _window_fds(keeper_fd: int) -> WindowFds | None:
         return None
 
 
+def _half_bytes(window: str) -> int:
+    """What each end may write into the window that the config names; 0 while it is not there."""
+    if not window:
+        return 0
+    spec = parse_spec(window)
+    try:
+        if spec.scheme == "pci":
+            return pci_half_bytes(spec.target)
+        return BarLayout.of(spec.integer("bytes", 0)).half_bytes
+    except HalError as exc:
+        _say(f"the window is not there yet: {exc}")
+        return 0
+
+
 def _node_usage(config: CnmConfig, tree: CgroupTree) -> Callable[[], Usage]:
     if not config.cgroup:
         return Usage
@@ -242,11 +272,13 @@ def _run_agent(
     loop = Loop(LinuxClock())  # a bug of ours ends it: init starts another
     workers = Workers(loop)
     blobs = LinuxBlobStore(f"{config.state_dir}/blobs", loop, workers)
-    window: ShmWindow | None = None
-    doorbell: EventfdDoorbell | None = None
+    registry = Registry(World(reactor=loop))
+    window: Window | None = None
+    doorbell: Doorbell | None = None
     if len(window_fds) == 3:
         window, doorbell = shm_window_from_fds(*window_fds, "cnm")
-    registry = Registry(World(reactor=loop))
+    elif config.window:
+        window, doorbell = registry.open_shared_window(config.window)
 
     def ended(text: str) -> None:
         _say(text)

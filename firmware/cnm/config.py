@@ -4,7 +4,8 @@ The card's side writes it (`CnmConfig.to_json`), the keeper passes it on unread,
 strictly (`from_json`): a wrong description is refused whole with the place of the fault.
 
 `mc` and `agent` are the spec strings of the two control links as the CNM reaches them (DESIGN D7);
-`cgroup` is the module's own v2 cgroup, relative to the mount, "" where it has none.
+`cgroup` is the module's own v2 cgroup, relative to the mount, "" where it has none. `window` is the
+spec string of the window as the CNM reaches it, "" where its keeper hands it over.
 """
 
 import json
@@ -46,6 +47,7 @@ class CnmConfig:
     agent: str
     module: Module
     timing: CnmTiming = CnmTiming()
+    window: str = ""
 
     @classmethod
     def from_json(cls, data: bytes) -> "CnmConfig":
@@ -69,6 +71,7 @@ class CnmConfig:
             agent=fields.text("agent", max_bytes=512),
             module=fields.object("module", _module),
             timing=fields.object("timing", _timing),
+            window=fields.text("window", "", max_bytes=512),
         )
         fields.done()
         return config
@@ -87,6 +90,7 @@ class CnmConfig:
                 "cgroup": self.cgroup,
                 "mc": self.mc,
                 "agent": self.agent,
+                "window": self.window,
                 "module": {
                     "arch": module.arch,
                     "cores_milli": module.cores_milli,
