@@ -1,15 +1,16 @@
 """Bytes explained, layer by layer, for `apf decode` and for logs. Shape: INTERFACES, "decode".
 
 A node is `{layer, ok, error: {code, offset, text} | null, fields, inner: node | null}`. Layers are
-serial, mctp, control, apf, and "vendor" for a vendor-defined message that is not ours. `ok` speaks
-of the node's own layer alone; `all_ok` asks a whole tree. Offsets count from the first byte of the
-node's own layer, but those of a serial capture from the start of the capture. Fields are integers,
-hex strings for bytes, and `<name>_name` beside an integer that has a name.
+serial, mctp, control, apf, cci, and "vendor" for a vendor-defined message that is not ours. `ok`
+speaks of the node's own layer alone; `all_ok` asks a whole tree. Offsets count from the first byte
+of the node's own layer, but those of a serial capture from the start of the capture. Fields are
+integers, hex strings for bytes, and `<name>_name` beside an integer that has a name.
 """
 
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
+from protocol.decode_cci import CCI_TYPES, cci_node, is_cci
 from protocol.decode_messages import message_node
 from protocol.decode_node import Node, error_of, node
 from protocol.errors import ProtocolError
@@ -33,7 +34,7 @@ from protocol.mctp.reassembly import Message, Reassembler
 from protocol.mctp.serial_capture import Piece, read_capture
 from protocol.mctp.serial_frame import FLAG, REVISION, SPECIAL
 
-LAYERS: Final = ("serial", "mctp", "control", "apf")
+LAYERS: Final = ("serial", "mctp", "control", "apf", "cci")
 APF_VENDOR_ID: Final = 0x4150  # as protocol.apf.VENDOR_ID; a board may set another
 
 Decoded: TypeAlias = Node | list[Node]
@@ -66,6 +67,8 @@ def decode(data: bytes, layer: str | None = None, *, vendor_id: int = APF_VENDOR
         return nodes[0] if len(nodes) == 1 else nodes
     if layer == "mctp":
         return _packet_nodes([data], vendor_id)[0]
+    if layer == "cci":
+        return cci_node(data)
     return message_node(data, layer, vendor_id=vendor_id)
 
 
@@ -91,6 +94,8 @@ def detect_layer(data: bytes, *, vendor_id: int = APF_VENDOR_ID) -> str:
         return "serial" if broken else "vendor"
     if first == TYPE_CONTROL:
         return "control"
+    if is_cci(data):
+        return "cci"
     if first & VERSION_MASK != HEADER_VERSION and any(
         piece.verdict.packet for piece in read_capture(data)
     ):
@@ -200,4 +205,6 @@ def _message_inner(message: Message, vendor_id: int) -> Node | None:
     if message.type == TYPE_VENDOR_PCI:
         ours = message.data[1:3] == vendor_id.to_bytes(2, "big")
         return message_node(message.data, "apf" if ours else "vendor", vendor_id=vendor_id)
+    if message.type in CCI_TYPES:
+        return cci_node(message.data, type_byte=True)
     return None

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from protocol.crc import crc32c, fcs16, fcs16_x25
+from protocol.cxl.generic import Identify
+from protocol.cxl.message import from_mctp, to_mctp
 from protocol.decode import all_ok, decode, decode_packets
 from protocol.errors import ProtocolError
 from protocol.mctp.control import (
@@ -44,7 +46,7 @@ LAYERS = {
     "mctp-reassembly": "reassembly",  # packets separated by "|"
     "serial-dsp0253": "serial",
     "vdm-pci": "vendor",
-    "cxl-cci": LATER,
+    "cxl-cci": "cci",
     "i3c-dsp0233": LATER,
     "nvme-basic-smbus": LATER,
     "nvme-mi": LATER,
@@ -62,6 +64,7 @@ COUNTS = {
     "reassembly": 8,
     "serial": 24,
     "vendor": 3,
+    "cci": 6,
 }
 
 VECTORS: list[dict[str, Any]] = json.loads(FILE.read_text()) if FILE.is_file() else []
@@ -351,3 +354,43 @@ def test_vendor_defined_message(vector: dict[str, Any]) -> None:
     as_ours = decode(data_of(vector), "apf")
     assert isinstance(as_ours, dict)
     assert as_ours["error"]["code"] == "bad_vendor"
+
+
+# --- CXL's component command interface ---
+
+CCI_NAMES = {"0x4200": "get_health_info", "0x0001": "identify", "0x5101": "get_physical_port_state"}
+
+
+@pytest.mark.parametrize("vector", of("cci"))
+def test_cci_message_is_explained(vector: dict[str, Any]) -> None:
+    data, want = data_of(vector), vector["fields"]
+    if vector["name"] == "cci_identify_resp_payload":
+        body = Identify.from_bytes(data)
+        assert hex(body.vendor_id) == want["vendor"]
+        assert hex(body.device_id) == want["device"]
+        assert hex(body.subsystem_vendor_id) == want["subsys_vendor"]
+        assert hex(body.subsystem_id) == want["subsys"]
+        assert hex(body.serial) == want["serial"]
+        assert f"2^{body.message_max_log2}" == want["max_msg_size"]
+        assert int(body.component_type) == want["component"]
+        assert body.to_bytes() == data
+        return
+    kind, message = from_mctp(data)
+    assert to_mctp(message, kind) == data
+    for given in (None, "cci"):
+        shown = decode(data, given)
+        assert isinstance(shown, dict)
+        assert (shown["layer"], all_ok(shown)) == ("cci", True)
+        fields = shown["fields"]
+        assert fields["type"] == want.get("mctp_type", kind)
+        assert fields["category_name"] == want.get("category", fields["category_name"])
+        assert fields["opcode"] == int(want.get("opcode", hex(fields["opcode"])), 16)
+        assert fields["opcode_name"] == CCI_NAMES.get(want.get("opcode"), fields["opcode_name"])
+        assert fields["length"] == want.get("payload_len", fields["length"])
+        assert fields["tag"] == want.get("tag", fields["tag"])
+        if "ports" in want:
+            assert fields["body"]["ports"] == want["ports"]
+        if "inner" in want:
+            assert fields["body"]["port_or_ld"] == want["port"]
+            assert fields["body"]["target"] == want["target_type"]
+            assert shown["inner"]["fields"]["opcode_name"] == want["inner"]

@@ -1,0 +1,144 @@
+"""Opcodes and return codes of the Component Command Interface. CXL 3.1, 8.2.9 and 7.6.7.
+
+The high byte of an opcode is its command set. C000h to FFFFh are the vendor's.
+"""
+
+from enum import IntEnum
+from typing import Final
+
+VENDOR_FIRST: Final = 0xC000
+
+
+class ReturnCode(IntEnum):
+    """8.2.8.4.5.1, table 8-34."""
+
+    SUCCESS = 0x00
+    BACKGROUND_STARTED = 0x01
+    INVALID_INPUT = 0x02
+    UNSUPPORTED = 0x03
+    INTERNAL_ERROR = 0x04
+    RETRY_REQUIRED = 0x05
+    BUSY = 0x06  # a background operation is going on
+    MEDIA_DISABLED = 0x07
+    FW_TRANSFER_IN_PROGRESS = 0x08
+    FW_TRANSFER_OUT_OF_ORDER = 0x09
+    FW_AUTHENTICATION_FAILED = 0x0A
+    FW_INVALID_SLOT = 0x0B
+    FW_ROLLED_BACK = 0x0C
+    FW_COLD_RESET_REQUIRED = 0x0D
+    INVALID_HANDLE = 0x0E
+    INVALID_PHYSICAL_ADDRESS = 0x0F
+    POISON_LIMIT_REACHED = 0x10
+    PERMANENT_MEDIA_FAILURE = 0x11
+    ABORTED = 0x12
+    INVALID_SECURITY_STATE = 0x13
+    INCORRECT_PASSPHRASE = 0x14
+    UNSUPPORTED_MAILBOX = 0x15
+    INVALID_PAYLOAD_LENGTH = 0x16
+    INVALID_LOG = 0x17
+    INTERRUPTED = 0x18
+    UNSUPPORTED_FEATURE_VERSION = 0x19
+    UNSUPPORTED_FEATURE_SELECTION = 0x1A
+    FEATURE_TRANSFER_IN_PROGRESS = 0x1B
+    FEATURE_TRANSFER_OUT_OF_ORDER = 0x1C
+    RESOURCES_EXHAUSTED = 0x1D
+    INVALID_EXTENT_LIST = 0x1E
+    TRANSFER_OUT_OF_ORDER = 0x1F
+    NO_BACKGROUND_ABORT = 0x20
+
+
+class Opcode(IntEnum):
+    """Generic component commands (8.2.9.1 to 8.2.9.6), those of memory devices (8.2.9.9), and the
+    Fabric Manager's (7.6.7). Only some of them have typed payloads: `protocol.cxl.registry`."""
+
+    IDENTIFY = 0x0001
+    BACKGROUND_STATUS = 0x0002
+    GET_RESPONSE_LIMIT = 0x0003
+    SET_RESPONSE_LIMIT = 0x0004
+    ABORT_BACKGROUND = 0x0005
+    GET_EVENT_RECORDS = 0x0100
+    CLEAR_EVENT_RECORDS = 0x0101
+    GET_EVENT_INTERRUPT_POLICY = 0x0102
+    SET_EVENT_INTERRUPT_POLICY = 0x0103
+    GET_MCTP_EVENT_POLICY = 0x0104
+    SET_MCTP_EVENT_POLICY = 0x0105
+    EVENT_NOTIFICATION = 0x0106
+    GET_FW_INFO = 0x0200
+    TRANSFER_FW = 0x0201
+    ACTIVATE_FW = 0x0202
+    GET_TIMESTAMP = 0x0300
+    SET_TIMESTAMP = 0x0301
+    GET_SUPPORTED_LOGS = 0x0400
+    GET_LOG = 0x0401
+    GET_LOG_CAPABILITIES = 0x0402
+    CLEAR_LOG = 0x0403
+    POPULATE_LOG = 0x0404
+    GET_SUPPORTED_LOGS_SUBLIST = 0x0405
+    GET_SUPPORTED_FEATURES = 0x0500
+    GET_FEATURE = 0x0501
+    SET_FEATURE = 0x0502
+    PERFORM_MAINTENANCE = 0x0600
+    IDENTIFY_MEMORY_DEVICE = 0x4000
+    GET_PARTITION_INFO = 0x4100
+    SET_PARTITION_INFO = 0x4101
+    GET_LSA = 0x4102
+    SET_LSA = 0x4103
+    GET_HEALTH_INFO = 0x4200
+    GET_ALERT_CONFIGURATION = 0x4201
+    SET_ALERT_CONFIGURATION = 0x4202
+    GET_SHUTDOWN_STATE = 0x4203
+    SET_SHUTDOWN_STATE = 0x4204
+    GET_POISON_LIST = 0x4300
+    INJECT_POISON = 0x4301
+    CLEAR_POISON = 0x4302
+    GET_SCAN_MEDIA_CAPABILITIES = 0x4303
+    SCAN_MEDIA = 0x4304
+    GET_SCAN_MEDIA_RESULTS = 0x4305
+    SANITIZE = 0x4400
+    SECURE_ERASE = 0x4401
+    GET_SECURITY_STATE = 0x4500
+    SET_PASSPHRASE = 0x4501
+    DISABLE_PASSPHRASE = 0x4502
+    UNLOCK = 0x4503
+    FREEZE_SECURITY_STATE = 0x4504
+    PASSPHRASE_SECURE_ERASE = 0x4505
+    GET_DYNAMIC_CAPACITY_CONFIGURATION = 0x4800
+    GET_DYNAMIC_CAPACITY_EXTENTS = 0x4801
+    ADD_DYNAMIC_CAPACITY_RESPONSE = 0x4802
+    RELEASE_DYNAMIC_CAPACITY = 0x4803
+    IDENTIFY_SWITCH = 0x5100
+    GET_PHYSICAL_PORT_STATE = 0x5101
+    PHYSICAL_PORT_CONTROL = 0x5102
+    SEND_PPB_CONFIG_REQUEST = 0x5103
+    GET_VCS_INFO = 0x5200
+    BIND_VPPB = 0x5201
+    UNBIND_VPPB = 0x5202
+    GENERATE_AER_EVENT = 0x5203
+    TUNNEL = 0x5300
+    SEND_LD_CONFIG_REQUEST = 0x5301
+    SEND_LD_MEMORY_REQUEST = 0x5302
+    GET_LD_INFO = 0x5400
+    GET_LD_ALLOCATIONS = 0x5401
+    SET_LD_ALLOCATIONS = 0x5402
+    GET_QOS_CONTROL = 0x5403
+    SET_QOS_CONTROL = 0x5404
+    GET_QOS_STATUS = 0x5405
+    GET_MULTI_HEADED_INFO = 0x5500
+    GET_HEAD_INFO = 0x5501
+    GET_DCD_INFO = 0x5600
+
+
+_OPCODES: Final = {int(item): item.name.lower() for item in Opcode}
+_CODES: Final = {int(item): item.name.lower() for item in ReturnCode}
+
+
+def opcode_name(opcode: int) -> str | None:
+    """ "get_health_info"; "vendor_c001" for a vendor's; None for one that is not known."""
+    if opcode >= VENDOR_FIRST:
+        return f"vendor_{opcode:04x}"
+    return _OPCODES.get(opcode)
+
+
+def return_code_name(code: int) -> str | None:
+    """ "retry_required"; None for one that is not known."""
+    return _CODES.get(code)
