@@ -1,0 +1,1 @@
+"""Hardware in the loop, in virtual machines: stock kernels, stock drivers, QEMU's devices."""

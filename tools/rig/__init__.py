@@ -1,0 +1,1 @@
+"""Rigs: virtual machines with real kernels and drivers for tests and benches."""
