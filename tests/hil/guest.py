@@ -18,11 +18,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from tests.hil.case import Case, Context, Skipped
+from tests.hil.case import Case, Context, Evidence, Skipped
 from tests.hil.health import Health, KernelLog, kernel_complaints, leftovers
 from tools.polls import polls
 from tools.rig.qemu_guest import CHANNEL_PORT
@@ -118,7 +118,7 @@ def _run(channel: Channel, function: Callable[..., Any], request: Mapping[str, A
     message: dict[str, Any]
     try:
         value = function(context, **request["arguments"])
-        message = {"returned": asdict(value) if is_dataclass(value) else value}
+        message = {"returned": asdict(value) if isinstance(value, Evidence) else value}
         del value
     except Skipped as exc:
         message = {"skipped": str(exc)}

@@ -81,8 +81,8 @@ def module_order(modules_dep: str, wanted: Iterable[str]) -> list[str]:
     by_name = {Path(name).name.split(".")[0].replace("-", "_"): name for name in needs}
     order: list[str] = []
     for module in wanted:
-        if name := by_name.get(module.replace("-", "_")):  # modules.dep lists the direct ones first
-            order += [n for n in [*reversed(needs[name]), name] if n not in order]
+        if file := by_name.get(module.replace("-", "_")):  # modules.dep lists the direct ones first
+            order += [each for each in [*reversed(needs[file]), file] if each not in order]
     return order
 
 
