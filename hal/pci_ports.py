@@ -319,6 +319,10 @@ class PciBus(Protocol):
         """Give every function back to the driver that it had before our first `bind`."""
         ...
 
+    def submit_restore(self, deadline_ns: int, done: Done[None]) -> None:
+        """`restore`, off the loop's thread."""
+        ...
+
     def close(self) -> None:
         """Stop telling events; restores nothing."""
         ...

@@ -6,8 +6,12 @@
     pci:0000:01:00.0/bar2?side=a     window       a BAR, by sysfs; &bytes=N for no less than that
     map:/dev/dax0.0?side=a           window       CXL memory, or the file behind an ivshmem
     mock:cnm0                        window       a window pair of the virtual kernel; ?side=a|b
+    i2c:1                            smbus        /dev/i2c-1, an adapter of the kernel
+    mock:board                       smbus        a bus of the virtual kernel
     local                            power        the local board's keeper
     mock                             power        the slots of the virtual kernel
+    vfio:0000:3b:00.0                pci_function a function that is bound to vfio-pci
+    mock:edu                         pci_function a function of the virtual host
 
     SCHEME[:TARGET[?KEY=VALUE[&KEY=VALUE...]]]
 
@@ -21,11 +25,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from hal.errors import HalError, Refused, Unavailable
+from hal.pci_ports import PciAddress, PciFunction
 from hal.ports import ByteStream, Done, Doorbell, Reactor, SlotPower, Window
+from hal.smbus_ports import SmbusSegment
 
 if TYPE_CHECKING:
     from hal.bar_layout import Side
     from hal.linux.pci_window import BarWindow
+    from hal.linux.vfio import VfioHost
     from hal.local.client import KeeperClient
     from hal.mock.node import Node
 
@@ -90,6 +97,7 @@ class World:
 
     reactor: Reactor
     keeper: "KeeperClient | None" = None  # local board: who holds the descriptors
+    vfio: "VfioHost | None" = None  # functions that share an IOMMU group need one for all
     node: "Node | None" = None  # mock: whose handles they will be
 
 
@@ -130,6 +138,18 @@ class Registry:
         spec, opener = find("power", text)
         power: SlotPower = self._wrap("power", spec, opener.open(self._world, spec))
         return power
+
+    def open_function(self, text: str) -> PciFunction:
+        """A PCI function that is ours. Raises Refused and what the backend raises."""
+        spec, opener = find("pci_function", text)
+        made: PciFunction = self._wrap("pci_function", spec, opener.open(self._world, spec))
+        return made
+
+    def open_smbus(self, text: str) -> SmbusSegment:
+        """An SMBus segment. Raises Refused and what the backend raises."""
+        spec, opener = find("smbus", text)
+        segment: SmbusSegment = self._wrap("smbus", spec, opener.open(self._world, spec))
+        return segment
 
     def submit_open_window(
         self, text: str, slot: int, deadline_ns: int, done: Done[WindowPair]
@@ -270,6 +290,44 @@ def _mock_power(world: World, spec: Spec) -> SlotPower:
     return MockPower(_node(world, spec))
 
 
+def _vfio(world: World, spec: Spec) -> PciFunction:
+    from hal.linux.vfio import VfioHost
+
+    address = PciAddress.parse(spec.target)
+    host = world.vfio if world.vfio is not None else VfioHost(world.reactor)
+    return host.open(address)
+
+
+def _mock_function(world: World, spec: Spec) -> PciFunction:
+    from hal.mock.pci import MockPciFunction
+
+    node = _node(world, spec)
+    model = node.kernel.pci.models.get(spec.target)
+    if model is None:
+        known = ", ".join(sorted(node.kernel.pci.models)[:8]) or "none"
+        raise Unavailable(f"{spec.text!r}: no such function in the virtual world; known: {known}")
+    return MockPciFunction(node, model)
+
+
+def _i2c(world: World, spec: Spec) -> SmbusSegment:
+    from hal.linux.smbus import LinuxSmbusSegment
+
+    if not re.fullmatch(r"[0-9]{1,3}", spec.target):
+        raise Refused(f"{spec.text!r}: want i2c:N, the number of /dev/i2c-N")
+    return LinuxSmbusSegment(int(spec.target), world.reactor)
+
+
+def _mock_smbus(world: World, spec: Spec) -> SmbusSegment:
+    from hal.mock.smbus import MockSmbusSegment
+
+    node = _node(world, spec)
+    bus = node.kernel.smbus.get(spec.target)
+    if bus is None:
+        known = ", ".join(sorted(node.kernel.smbus)[:8]) or "none"
+        raise Unavailable(f"{spec.text!r}: no such bus in the virtual world; there are: {known}")
+    return MockSmbusSegment(node, bus)
+
+
 def _node(world: World, spec: Spec) -> "Node":
     if world.node is None:
         raise Unavailable(f"{spec.text!r}: wants the virtual world of a simulation; none is here")
@@ -297,8 +355,16 @@ TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
         ),
         "mock": Opener(open=_mock_window, options=frozenset({"side"})),
     },
+    "smbus": {
+        "i2c": Opener(open=_i2c),
+        "mock": Opener(open=_mock_smbus),
+    },
     "power": {
         "local": Opener(open=_local_power),
         "mock": Opener(open=_mock_power),
+    },
+    "pci_function": {
+        "vfio": Opener(open=_vfio),
+        "mock": Opener(open=_mock_function),
     },
 }

@@ -17,11 +17,14 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from hal.errors import LinkDown, Refused, Unavailable
+from hal.mock.cxl import MockCxlHost
 from hal.mock.instance import Behaviours
 from hal.mock.line import MockLine, MockStream
 from hal.mock.node import EVENTS, READ, Handle, Loop, Node
+from hal.mock.pci_bus import PciTree
 from hal.mock.program import Factory, Programs
 from hal.mock.slot import Slot
+from hal.mock.smbus_bus import MockSmbusBus
 from hal.mock.trace import Trace
 from hal.mock.window import MockWindowPair
 from hal.ports import Event
@@ -54,6 +57,9 @@ class VirtualKernel:
         self.slots: dict[int, Slot] = {}
         self.lines: dict[str, MockLine] = {}
         self.windows: dict[str, MockWindowPair] = {}
+        self.smbus: dict[str, MockSmbusBus] = {}
+        self.pci = PciTree()
+        self.cxl = MockCxlHost(self)
         self.behaviours = Behaviours()  # what instances do, by argv
         # told at once: an instance has begun or ended, a slot went dark; invariants look here
         self.on_change: Callable[[str, object], None] = lambda _what, _model: None
@@ -263,6 +269,13 @@ class VirtualKernel:
             raise Refused(f"window {pair.name!r} is there already")
         self.windows[pair.name] = pair
         return pair
+
+    def add_smbus(self, bus: MockSmbusBus) -> MockSmbusBus:
+        """Lay an SMBus. Raises Refused for a name that is taken."""
+        if bus.name in self.smbus:
+            raise Refused(f"SMBus {bus.name!r} is there already")
+        self.smbus[bus.name] = bus
+        return bus
 
     def running(self) -> list[tuple[str, str]]:
         """(CNM id, instance key) of all that really runs anywhere: the judge of invariants."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from hal.interrupt_rate import RateLimit
+from hal.pci_ports import PciAddress, PciBus, PciFunction
 from hal.ports import (
     BlobStore,
     ByteStream,
@@ -145,6 +147,28 @@ class RuntimeRig(Rig):
     exec_echo: Sequence[str]  # argv for submit_exec: prints "hello", status 3
     exec_for_ever: Sequence[str]  # argv for submit_exec: never ends
     alive: Callable[[str], int]  # key -> processes that really run, judged from outside
+
+
+@dataclass(kw_only=True)
+class PciFunctionRig(Rig):
+    """An edu device (QEMU's docs/specs/edu), open."""
+
+    function: PciFunction
+    open: Callable[[], PciFunction]  # opens it again, after `function.close()`
+    storm_limit: RateLimit  # as the function was opened with
+    bar_bytes: int = 1 << 20
+    resets_registers: bool = False  # QEMU's edu keeps its registers over a reset
+    remove: Callable[[], None] | None = None  # pulled out without a word: all ones
+    want_removed: Callable[[], None] | None = None  # the host asks for it
+
+
+@dataclass(kw_only=True)
+class PciBusRig(Rig):
+    bus: PciBus
+    address: PciAddress  # an edu that no driver of this host wants
+    driver: str  # one that takes it
+    add: Callable[[], PciAddress] | None = None  # hot-plugs a function
+    remove: Callable[[], None] | None = None  # and takes it out again
 
 
 Factory: TypeAlias = Callable[[Path, Reactor], Any]

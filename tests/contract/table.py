@@ -2,7 +2,13 @@
 
 from typing import Any, Final
 
-from tests.contract import backends_linux, backends_local, backends_mock, backends_window
+from tests.contract import (
+    backends_linux,
+    backends_local,
+    backends_mock,
+    backends_pci,
+    backends_window,
+)
 from tests.contract.rigs import Backend
 
 PORTS: Final = (
@@ -19,6 +25,8 @@ PORTS: Final = (
     "journal",
     "spawner",
     "runtime",
+    "pci_function",
+    "pci_bus",
 )
 
 
@@ -30,7 +38,7 @@ def backends_of(port: str) -> list[Backend]:
         Backend(name="mock", factory=factory, virtual=True)
         for factory in backends_mock.backends(port)
     ]
-    for module in (backends_linux, backends_local, backends_window):
+    for module in (backends_linux, backends_local, backends_window, backends_pci):
         rows.extend(_row(entry) for entry in module.backends(port))
     return rows
 
