@@ -76,7 +76,7 @@ class BusHeld(SmbusFault):
 class SmbusKind(Enum):
     """SMBus 3.1, 6.5.1 to 6.5.8, and two that are plain I2C."""
 
-    QUICK = "quick"  # 6.5.1; `data` b"\\x01" is the read bit
+    QUICK = "quick"  # 6.5.1, with the write bit
     SEND_BYTE = "send_byte"  # 6.5.2; the byte is `command`
     RECEIVE_BYTE = "receive_byte"  # 6.5.3; `command` is not sent
     READ_BYTE = "read_byte"  # 6.5.5
@@ -93,7 +93,7 @@ class SmbusKind(Enum):
 
 
 _DATA_BYTES: Final = {  # least and most of `data`
-    SmbusKind.QUICK: (0, 1),
+    SmbusKind.QUICK: (0, 0),
     SmbusKind.SEND_BYTE: (0, 0),
     SmbusKind.RECEIVE_BYTE: (0, 0),
     SmbusKind.READ_BYTE: (0, 0),
