@@ -60,25 +60,31 @@ class WindowChannel:
         on_space: Callable[[], None] = _nothing,
         on_taken: Callable[[], None] = _nothing,
         on_connect: Callable[[], None] = _nothing,
+        on_disconnect: Callable[[], None] = _nothing,
         on_fault: Callable[[str], None] = lambda text: None,
         ring_entries: int = RING_ENTRIES,
         slot_bytes: int = SLOT_BYTES,
+        keeps: bool = False,
     ) -> None:
         """`on_space`: there is room after a `send` that said False. `on_taken`: `tx_gone` grew.
         `on_connect`: a new connection; what was sent over the one before may not have arrived.
+        `on_disconnect`: it ended, and nothing was sent yet over another. `keeps`: what came is the
+        peer's again only after `give_back`.
         `on_fault`: the peer broke the layout, or the hardware failed, in words. Raises ValueError
         for a geometry that does not fit the window."""
         self.on_chunk, self.on_space, self.on_taken = on_chunk, on_space, on_taken
         self.on_connect, self.on_fault = on_connect, on_fault
+        self.on_disconnect = on_disconnect
         self.slot_bytes = slot_bytes
         self.connected = False
+        self._held = False
         self.counters: Counter[str] = Counter()
         self.tx_put = 0  # chunks ever sent
         self._tx_gone_seen = 0
         self._window, self._doorbell = window, doorbell
         self._reactor, self._entropy = reactor, entropy
         self._geometry = geometry_for(ring_entries, slot_bytes, window.tx_bytes)
-        self._tx, self._rx = TxRing(window, self._geometry), RxRing(window)
+        self._tx, self._rx = TxRing(window, self._geometry), RxRing(window, keeps=keeps)
         self._session = 0  # ours
         self._used = False  # ours was connected: no second peer may be met under it
         self._peer = 0  # the peer's session that we accepted
@@ -150,6 +156,17 @@ class WindowChannel:
         self._arm(POLL_BUSY_NS)
         return True
 
+    def hold(self, held: bool) -> None:
+        """Take no more chunks for now, from the very next one on; or go on."""
+        self._held = held
+        if not held and self._attached:
+            self._kick()
+
+    def give_back(self) -> None:
+        """The oldest chunk that `keeps` holds has been dealt with. Raises HalError."""
+        self._rx.give_back()
+        self._ring()  # the peer may wait for room
+
     def expect(self, expecting: bool) -> None:
         """Say whether chunks may come, so that a lost doorbell or a dead window shows soon."""
         self._expecting = expecting
@@ -198,7 +215,7 @@ class WindowChannel:
             return
         try:
             self._look()
-            if self.connected:
+            if self.connected and not self._held:
                 self._consume()
             if self.connected and self._tx.refresh():
                 self._faults_in_row = 0
@@ -235,9 +252,11 @@ class WindowChannel:
             self.on_chunk(kind, transfer_id, chunk, data)
             if self._session != session or not self.connected:  # the handler closed or met a fault
                 return
+            if self._held:
+                break
         if waiting:
             self._ring()  # the peer may wait for room
-        if waiting > CHUNKS_PER_TURN:
+        if waiting > CHUNKS_PER_TURN and not self._held:
             self._kick()
 
     # --- handshake (SPEC 14.3) ---
@@ -262,11 +281,11 @@ class WindowChannel:
             self.counters["peer_detached"] += 1
             self._window.publish(OFF_ECHO, 0)
         self._peer = 0
-        self.connected = False
+        self._disconnect()
 
     def _accept(self, peer: int) -> bool:
         """Meet a session of the peer; True: look again (its echo may be there already)."""
-        self.connected = False
+        self._disconnect()
         if self._reactor.now_ns() < self._quiet_until_ns:
             return False
         raw = bytes(self._window.read(OFF_GEOMETRY, GEOMETRY_BYTES))
@@ -291,12 +310,18 @@ class WindowChannel:
             self.counters["connects"] += 1
             self.on_connect()
         elif not connected:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self.connected:
             self.connected = False
+            self.on_disconnect()
 
     def _renew(self) -> None:
         """A new session of ours, both its rings empty."""
         self._window.publish(OFF_SESSION, 0)  # first: a reader of the old one stops here
-        self._peer, self._used, self.connected = 0, False, False
+        self._peer, self._used = 0, False
+        self._disconnect()
         session = 0
         while session in (0, SESSION_GONE, self._session):
             session = int.from_bytes(self._entropy.random_bytes(4), "little")
@@ -343,11 +368,12 @@ class WindowChannel:
         self.on_fault(f"window: {exc}")
 
     def _stop(self) -> None:
-        self._attached = self.connected = False
+        self._attached = False
         self._peer = 0
         self._cancel_timer()
         self._timer_ns = 0
         self._unwatch()
+        self._disconnect()
 
     # --- doorbell and timer ---
 

@@ -3,8 +3,12 @@
 Producer: data, then descriptor, then the head with a release barrier. Consumer: the head with an
 acquire barrier, then a *copy* of the descriptor and of the data, both checked on the copy, then
 the tail. Each index is written by one end only.
+
+A consumer that passes entries on (`firmware.mover`) gives each back only when it has arrived there:
+then the producer's "taken" means the same over two rings as over one.
 """
 
+from collections import deque
 from typing import Final
 
 from hal.ports import Buffer, Window
@@ -92,25 +96,41 @@ class TxRing:
 class RxRing:
     """Consumer's end, in the peer's half. Raises what the window raises."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, *, keeps: bool = False) -> None:
+        """`keeps`: an entry stays the consumer's until `give_back`."""
         self._window, self._geometry = window, NO_GEOMETRY
         self._session = self._head = self._tail = 0
+        self._keeps = keeps
+        self._kept: deque[bool] = deque()  # of each entry that is kept: was it good?
 
     def reset(self, session: int, geometry: Geometry) -> None:
         """Begin with a session of the peer, at entry 0."""
         self._session, self._geometry = session, geometry
         self._head = self._tail = 0
+        self._kept.clear()
         self.announce()
 
     def announce(self) -> None:
         """Publish the tail again, in case a store got lost on the fabric."""
-        self._window.publish(OFF_TAIL, self._tail)
+        self._window.publish(OFF_TAIL, (self._tail - len(self._kept)) & WORD)
+
+    def give_back(self) -> None:
+        """The oldest good entry that is kept is the producer's again. None kept: nothing."""
+        if self._kept:
+            self._kept.popleft()
+            self._drop_bad()
+            self.announce()
+
+    def _drop_bad(self) -> None:
+        while self._kept and not self._kept[0]:
+            self._kept.popleft()
 
     def waiting(self) -> int:
         """Entries to take. Raises RingBroken when the peer can't have produced so many."""
         head = self._window.acquire(OFF_HEAD)
         count = distance(head, self._tail)
-        if count > self._geometry.ring_entries or count < distance(self._head, self._tail):
+        room = self._geometry.ring_entries - len(self._kept)
+        if count > room or count < distance(self._head, self._tail):
             raise RingBroken("head", f"peer's head {head}, seen {self._head}, taken {self._tail}")
         self._head = head
         return count
@@ -120,16 +140,21 @@ class RxRing:
 
         Raises ProtocolError (those of `parse_descriptor`, or data_crc) for a bad one."""
         index, window = self._tail, self._window
+        good = False
         try:
             raw = bytes(window.read(self._geometry.descriptor_offset(index), DESCRIPTOR_BYTES))
             entry = parse_descriptor(
                 raw, geometry=self._geometry, index=index, session=self._session
             )
             data = bytes(window.read(entry.data_offset, entry.length))
+            good = crc32c(data) == entry.crc32c
         finally:
             self._tail = (index + 1) & WORD
-            window.publish(OFF_TAIL, self._tail)  # after the copy: the slot is the peer's again
-        if crc32c(data) != entry.crc32c:
+            if self._keeps:
+                self._kept.append(good)
+                self._drop_bad()
+            self.announce()  # after the copy: the slot is the peer's again, unless it is kept
+        if not good:
             detail = f"data CRC of chunk {entry.chunk} of transfer {entry.transfer_id:#x} is wrong"
             raise ProtocolError(detail, frame=raw, code="data_crc")
         return entry.kind, entry.transfer_id, entry.chunk, data
