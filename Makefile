@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check sim bench fuzz mutants packages clean
+.PHONY: setup demo test check sim bench fuzz mutants hil hil-smoke packages clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,18 @@ fuzz: $(STAMP)
 # Bugs on purpose, each in a copy of the tree: the simulator must find every one, and nothing without.
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants $(NAMES)
+
+# Stock kernels with stock drivers in virtual machines; CASE=name for one of the cases. As root what
+# machines need is installed. The report is also written to build/hil.json.
+hil: $(STAMP)
+	@bash tools/rig/qemu_packages.sh
+	@mkdir -p build
+	$(BIN)/python -m tests.hil run $(addprefix --case ,$(CASE)) --json build/hil.json
+
+hil-smoke: $(STAMP)
+	@bash tools/rig/qemu_packages.sh
+	@mkdir -p build
+	$(BIN)/python -m tests.hil run --smoke --json build/hil-smoke.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

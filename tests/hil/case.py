@@ -22,7 +22,8 @@ that it went through. `numbers` are integers, or short texts.
                                       "port1"}), ctx.host("device_del", {"id": "x"})
     ctx.host_event(name, **data)      waits for a QMP event: ctx.host_event("DEVICE_DELETED",
                                       device="x")
-    ctx.wait(until, what)             polls a condition; AssertionError when it never holds
+    ctx.wait(until, what)             polls a condition; AssertionError when it never holds;
+                                      with turn=loop.step a loop goes round meanwhile
     ctx.allow(pattern)                kernel messages that are meant to come (a regular expression)
     ctx.modprobe, ctx.pci, ctx.log
 
@@ -111,9 +112,17 @@ class Context:
         """Kernel messages that this case brings about on purpose."""
         self.allowed.append(pattern)
 
-    def wait(self, until: Callable[[], object], what: str, timeout_s: float = 20) -> int:
-        """Milliseconds until it held. AssertionError names `what` when it never did."""
+    def wait(
+        self,
+        until: Callable[[], object],
+        what: str,
+        timeout_s: float = 20,
+        turn: Callable[[], object] = lambda: None,
+    ) -> int:
+        """Milliseconds until it held. `turn` is called before each look (`Loop.step`).
+        AssertionError names `what` when it never did."""
         for waited_ms in polls(int(timeout_s * 1000), step_ms=10):
+            turn()
             if until():
                 return waited_ms
         raise AssertionError(f"{what}: not within {timeout_s:g} s")

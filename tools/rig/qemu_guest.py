@@ -27,7 +27,7 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs dev /dev
 for module in {modules}; do $b insmod /modules/$module || fail "insmod $module"; done
-options=trans=virtio,version=9p2000.L,ro,cache=loose,msize=524288
+options=trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000
 $b mount -t 9p -o $options {tag} /lower || fail "no 9p root"
 $b mount -t tmpfs tmpfs /over && $b mkdir /over/up /over/work
 $b mount -t overlay -o lowerdir=/lower,upperdir=/over/up,workdir=/over/work overlay /root ||
