@@ -12,7 +12,7 @@ so it stands in the reply; errors are what kept us from getting an answer:
     +- DriverMissing      no CXL in this kernel, or its driver isn't bound to the device
     +- NotPermitted       we may not open the device
     +- NotOffered         this kernel has no way to send this opcode
-    +- Disabled           the kernel knows it, but not for this device (its log of commands lacks it)
+    +- Disabled           the kernel knows it, but this device's log of commands lacks it
     +- Claimed            a driver of the kernel keeps this command to itself
     +- RawRefused         a raw command was asked for, and the kernel takes none (of this kind)
     DeviceGone            the device was removed or its driver unbound
@@ -61,7 +61,6 @@ class CxlCommand:
 
     opcode: int  # 16 bits: command set in the high byte
     payload: bytes = b""
-    answer_bytes: int = 0  # room for the answer; 0 for as much as the mailbox carries
     raw: bool = False  # past the kernel's table of commands, where it allows that
 
 

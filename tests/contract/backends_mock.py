@@ -24,6 +24,7 @@ from hal.mock.trees import MockTrees
 from hal.mock.window import MockWindowPair
 from hal.ports import Event, InstanceSpec, ProcessSpec, Reactor
 from tests.contract import rigs
+from tests.contract.backends_cxl import cxl, cxl_bus
 from tests.contract.backends_pci import pci_bus, pci_function
 
 WINDOW_BYTES: Final = 256 * 1024
@@ -240,5 +241,7 @@ _FACTORIES: Final[dict[str, Any]] = {
         runtime,
         pci_function,
         pci_bus,
+        cxl,
+        cxl_bus,
     )
 }

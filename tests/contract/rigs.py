@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from hal.cxl_ports import CxlBus, CxlMemdev
 from hal.interrupt_rate import RateLimit
 from hal.pci_ports import PciAddress, PciBus, PciFunction
 from hal.ports import (
@@ -169,6 +170,24 @@ class PciBusRig(Rig):
     driver: str  # one that takes it
     add: Callable[[], PciAddress] | None = None  # hot-plugs a function
     remove: Callable[[], None] | None = None  # and takes it out again
+
+
+@dataclass(kw_only=True)
+class CxlMemdevRig(Rig):
+    memdev: CxlMemdev
+    lacking: int  # an opcode that the backend offers and this device doesn't have
+    unoffered: int  # one that the backend can't send
+    takes_raw: bool
+    has_health: bool
+    add_event: Callable[[int], int] | None = None  # log -> the handle of the new record
+    remove: Callable[[], None] | None = None  # the device is pulled
+
+
+@dataclass(kw_only=True)
+class CxlBusRig(Rig):
+    bus: CxlBus
+    memdev: str  # the name of a memory device that is there
+    region: str | None = None  # a region that can be mapped
 
 
 Factory: TypeAlias = Callable[[Path, Reactor], Any]

@@ -27,6 +27,8 @@ PORTS: Final = (
     "runtime",
     "pci_function",
     "pci_bus",
+    "cxl",
+    "cxl_bus",
 )
 
 
