@@ -12,6 +12,9 @@
     mock                             power        the slots of the virtual kernel
     vfio:0000:3b:00.0                pci_function a function that is bound to vfio-pci
     mock:edu                         pci_function a function of the virtual host
+    cxl:mem0                         cxl          a memory device's mailbox, /dev/cxl/mem0
+    mock:mem0                        cxl          a memory device of the virtual host
+    cxl:region0?side=a               window       a CXL region, by its dax device
 
     SCHEME[:TARGET[?KEY=VALUE[&KEY=VALUE...]]]
 
@@ -24,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from hal.cxl_ports import CxlMemdev
 from hal.errors import HalError, Refused, Unavailable
 from hal.pci_ports import PciAddress, PciFunction
 from hal.ports import ByteStream, Done, Doorbell, Reactor, SlotPower, Window
@@ -151,6 +155,12 @@ class Registry:
         segment: SmbusSegment = self._wrap("smbus", spec, opener.open(self._world, spec))
         return segment
 
+    def open_cxl(self, text: str) -> CxlMemdev:
+        """A CXL memory device. Raises Refused and what the backend raises."""
+        spec, opener = find("cxl", text)
+        memdev: CxlMemdev = self._wrap("cxl", spec, opener.open(self._world, spec))
+        return memdev
+
     def submit_open_window(
         self, text: str, slot: int, deadline_ns: int, done: Done[WindowPair]
     ) -> None:
@@ -224,6 +234,12 @@ def _map_window(world: World, spec: Spec) -> WindowPair:
 
     side, at_least = _side(spec), spec.integer("bytes", 0)
     return _with_bell(world, open_mapped_window(spec.target, side, at_least_bytes=at_least))
+
+
+def _region_window(world: World, spec: Spec) -> WindowPair:
+    from hal.linux.cxl_sysfs import LinuxCxlBus
+
+    return _with_bell(world, LinuxCxlBus().map_region(spec.target, _side(spec)))
 
 
 def _side(spec: Spec) -> "Side":
@@ -328,6 +344,26 @@ def _mock_smbus(world: World, spec: Spec) -> SmbusSegment:
     return MockSmbusSegment(node, bus)
 
 
+def _cxl(world: World, spec: Spec) -> CxlMemdev:
+    from hal.linux.cxl_memdev import LinuxCxlMemdev
+
+    if not re.fullmatch(r"mem[0-9]{1,6}", spec.target):
+        raise Refused(f"{spec.text!r}: want cxl:memN, as in /dev/cxl/memN")
+    return LinuxCxlMemdev(spec.target, world.reactor)
+
+
+def _mock_cxl(world: World, spec: Spec) -> CxlMemdev:
+    from hal.mock.cxl import MockCxlMemdev
+
+    node = _node(world, spec)
+    host = node.kernel.cxl
+    device = host.devices.get(spec.target)
+    if device is None:
+        known = ", ".join(sorted(host.devices)[:8]) or "none"
+        raise Unavailable(f"{spec.text!r}: no such memory device; there are: {known}")
+    return MockCxlMemdev(node, host, device)
+
+
 def _node(world: World, spec: Spec) -> "Node":
     if world.node is None:
         raise Unavailable(f"{spec.text!r}: wants the virtual world of a simulation; none is here")
@@ -353,6 +389,9 @@ TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
         "map": Opener(
             open=_later(_map_window), open_now=_map_window, options=frozenset({"side", "bytes"})
         ),
+        "cxl": Opener(
+            open=_later(_region_window), open_now=_region_window, options=frozenset({"side"})
+        ),
         "mock": Opener(open=_mock_window, options=frozenset({"side"})),
     },
     "smbus": {
@@ -366,5 +405,9 @@ TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
     "pci_function": {
         "vfio": Opener(open=_vfio),
         "mock": Opener(open=_mock_function),
+    },
+    "cxl": {
+        "cxl": Opener(open=_cxl),
+        "mock": Opener(open=_mock_cxl),
     },
 }
