@@ -10,6 +10,7 @@ integers, hex strings for bytes, and `<name>_name` beside an integer that has a 
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
+from protocol.decode_buses import is_nvme_mi, is_smbus, nvme_mi_node, smbus_node
 from protocol.decode_cci import CCI_TYPES, cci_node, is_cci
 from protocol.decode_messages import message_node
 from protocol.decode_node import Node, error_of, node
@@ -33,8 +34,9 @@ from protocol.mctp.packet import (
 from protocol.mctp.reassembly import Message, Reassembler
 from protocol.mctp.serial_capture import Piece, read_capture
 from protocol.mctp.serial_frame import FLAG, REVISION, SPECIAL
+from protocol.nvme_mi.message import MESSAGE_TYPE as TYPE_NVME_MI
 
-LAYERS: Final = ("serial", "mctp", "control", "apf", "cci")
+LAYERS: Final = ("serial", "mctp", "control", "apf", "smbus", "nvme_mi", "cci")
 APF_VENDOR_ID: Final = 0x4150  # as protocol.apf.VENDOR_ID; a board may set another
 
 Decoded: TypeAlias = Node | list[Node]
@@ -67,6 +69,10 @@ def decode(data: bytes, layer: str | None = None, *, vendor_id: int = APF_VENDOR
         return nodes[0] if len(nodes) == 1 else nodes
     if layer == "mctp":
         return _packet_nodes([data], vendor_id)[0]
+    if layer == "smbus":
+        return _smbus_node(data, vendor_id)
+    if layer == "nvme_mi":
+        return nvme_mi_node(data)
     if layer == "cci":
         return cci_node(data)
     return message_node(data, layer, vendor_id=vendor_id)
@@ -85,6 +91,10 @@ def detect_layer(data: bytes, *, vendor_id: int = APF_VENDOR_ID) -> str:
     end) than like a message with our vendor id.
     """
     first = data[0] if data else -1
+    if is_smbus(data):
+        return "smbus"
+    if is_nvme_mi(data):
+        return "nvme_mi"
     if first == TYPE_VENDOR_PCI:
         if any(piece.verdict.packet for piece in read_capture(data)):
             return "serial"
@@ -140,6 +150,13 @@ def _serial_node(data: bytes, piece: Piece, inner: Node | None) -> Node:
             fields["dialect_also"] = None if set(raw) & set(SPECIAL) else "C"
     error = None if piece.good else error_of(verdict.reason or "", verdict.offset, verdict.text)
     return node("serial", fields, error, inner)
+
+
+def _smbus_node(data: bytes, vendor_id: int) -> Node:
+    outer, packet = smbus_node(data)
+    if packet is not None:
+        outer["inner"] = _packet_nodes([packet], vendor_id)[0]
+    return outer
 
 
 def _packet_nodes(packets: Sequence[bytes], vendor_id: int) -> list[Node]:
@@ -202,6 +219,8 @@ def _packet_fields(data: bytes) -> dict[str, Any]:
 def _message_inner(message: Message, vendor_id: int) -> Node | None:
     if message.type == TYPE_CONTROL:
         return message_node(message.data, "control", vendor_id=vendor_id, type_byte=True)
+    if message.type == TYPE_NVME_MI:
+        return nvme_mi_node(message.data)
     if message.type == TYPE_VENDOR_PCI:
         ours = message.data[1:3] == vendor_id.to_bytes(2, "big")
         return message_node(message.data, "apf" if ours else "vendor", vendor_id=vendor_id)

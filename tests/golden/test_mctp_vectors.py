@@ -48,12 +48,12 @@ LAYERS = {
     "vdm-pci": "vendor",
     "cxl-cci": "cci",
     "i3c-dsp0233": LATER,
-    "nvme-basic-smbus": LATER,
-    "nvme-mi": LATER,
+    "nvme-basic-smbus": "nvme_basic",
+    "nvme-mi": "nvme_mi",
     "oxide-mgs": LATER,
     "pldm": LATER,
     "pldm-fw": LATER,
-    "smbus-dsp0237": LATER,
+    "smbus-dsp0237": "smbus",
     "usb-dsp0283": LATER,
 }
 COUNTS = {
@@ -64,6 +64,9 @@ COUNTS = {
     "reassembly": 8,
     "serial": 24,
     "vendor": 3,
+    "smbus": 8,  # test_smbus_vectors
+    "nvme_basic": 1,
+    "nvme_mi": 4,
     "cci": 6,
 }
 

@@ -1,0 +1,1 @@
+"""NVMe Management Interface: the basic management command, and messages over MCTP."""
