@@ -23,16 +23,21 @@ from firmware.fields import FieldError
 from firmware.flight_recorder import RING_BYTES
 from firmware.journal import JournalError, Kind
 from firmware.loop import Loop
+from firmware.mover import mover_argv
 from firmware.watchdog import Watchdog
 from hal.errors import HalError, Unavailable
 from hal.linux.blobs import LinuxBlobStore
+from hal.linux.cgroup import CgroupTree
+from hal.linux.children import Children
 from hal.linux.clock import LinuxClock
 from hal.linux.entropy import LinuxEntropy
 from hal.linux.files import LinuxFiles
 from hal.linux.journal import SqliteJournal
+from hal.linux.mover import Mover
 from hal.linux.notify import open_notifier
 from hal.linux.serial import SerialLine
 from hal.linux.slot_power import LinuxSlotPower, slot_switch
+from hal.linux.spawner import LinuxSpawner
 from hal.linux.trace_memory import MappedTraceMemory, stack_of_the_last
 from hal.linux.unix_server import UnixServer, group_id
 from hal.linux.workers import Workers
@@ -78,11 +83,13 @@ class LocalSlotPorts:
 
 
 class LinuxSlotPorts:
-    """A slot of a card on real devices: what its spec strings name."""
+    """A slot of a card on real devices: what its spec strings name. Its window is a mover's."""
 
-    def __init__(self, slot: Slot, registry: Registry) -> None:
+    def __init__(self, slot: Slot, registry: Registry, open_mover: Callable[[str], Mover]) -> None:
         self._slot = slot
         self._registry = registry
+        self._open_mover = open_mover
+        self._mover: Mover | None = None  # started when the module's agent is there
 
     def open_mc(self) -> ByteStream:
         return self._registry.open_stream(self._slot.mc)
@@ -92,8 +99,9 @@ class LinuxSlotPorts:
 
     def open_window(self, deadline_ns: int, done: Done[tuple[Window, Doorbell]]) -> None:
         slot = self._slot
-        text = f"{slot.window}&bytes={slot.window_bytes}"
-        self._registry.submit_open_window(text, slot.slot, deadline_ns, done)
+        if self._mover is None:
+            self._mover = self._open_mover(f"{slot.window}&bytes={slot.window_bytes}")
+        self._mover.submit_open(deadline_ns, done)
 
 
 def linux_ports(
@@ -102,6 +110,11 @@ def linux_ports(
     """The ports of a card whose board is of real devices."""
     workers = Workers(loop)
     registry = Registry(World(reactor=loop, keeper=client))
+    spawner = LinuxSpawner(Children(loop), CgroupTree.detect())
+
+    def open_mover(window: str) -> Mover:
+        return Mover(window, spawner, loop, mover_argv, say=_say)
+
     switches = {slot.slot: slot_switch(slot.power) for slot in board.slots}
     return CardPorts(
         entropy=LinuxEntropy(),
@@ -109,7 +122,7 @@ def linux_ports(
         journal=SqliteJournal(state / "journal.db", loop, essential=ESSENTIAL_KINDS),
         blobs=LinuxBlobStore(state / "blobs", loop, workers),
         host=None,  # a module's processes are its own kernel's
-        slots={slot.id: LinuxSlotPorts(slot, registry) for slot in board.slots},
+        slots={slot.id: LinuxSlotPorts(slot, registry, open_mover) for slot in board.slots},
         runc_roots={},
         wall_ns=clock.wall_ns,
     )
@@ -237,6 +250,11 @@ def _serve(
     server.close()
     card.journal.close()
     return status["code"]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"apf-card: {text}\n")
+    sys.stderr.flush()
 
 
 def _nothing() -> None:

@@ -15,6 +15,7 @@ Two connections in a row are one only while both stand:
 Bounds: the two rings, and one chunk held in each direction.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -163,6 +164,12 @@ class _Way:
         while self._gone < self._target.tx_gone:
             self._gone += 1
             self._source.give_back()
+
+
+def mover_argv(window: str, near_fds: str, control_fd: int) -> list[str]:
+    """How a mover is started (`firmware.mover_app`)."""
+    argv = [sys.executable, "-m", "firmware.mover_app", "--window", window]
+    return [*argv, "--near", near_fds, "--control", str(control_fd)]
 
 
 def ring_entries_for(half_bytes: int, slot_bytes: int) -> int:

@@ -99,6 +99,9 @@ class CnmSessions:
         self._say(cnm, EventCode.WINDOW_DOWN, text)
         if cnm.channel is not None and not cnm.channel.attached:
             cnm.agent_ready = False  # the port itself failed: discovery opens it anew
+            transfers, cnm.transfers = cnm.transfers, None
+            if transfers is not None:
+                transfers.close(text)  # with the cause
 
     def _say(self, cnm: Cnm, code: EventCode, text: str) -> None:
         self._events.emit(code, f"{cnm.id}: {text}", cnm=cnm.id)

@@ -103,8 +103,12 @@ class WindowChannel:
         assert not self._attached, "attached twice"
         self._renew()
         self._attached = True
-        self._watch()
-        self._ring()
+        try:
+            self._watch()
+            self._ring()
+        except HalError:
+            self._stop()
+            raise
         self._kick()
 
     def close(self) -> None:

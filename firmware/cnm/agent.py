@@ -53,6 +53,7 @@ from protocol.apf import (
 from protocol.window import KIND_LOG
 
 SWEEP_DELAY_NS: Final = 50 * MS
+REATTACH_NS: Final = 1_000 * MS  # to a window that has failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,7 @@ class Agent:
             on_end=self._plan_sweep,
         )
         self._channel: WindowChannel | None = None
+        self._window_fault = ""  # what was said last
         self._receiver: TransferReceiver | None = None
         self._binding: CardBinding | None = None  # what init last said; for bulk transfers only
         self._identity: Identity | None = None
@@ -163,14 +165,26 @@ class Agent:
         if window is None or doorbell is None:
             return
         channel = WindowChannel(window, doorbell, self._reactor, self._ports.entropy)
-        channel.on_fault = lambda text: self._ports.log(f"window: {text}")
+        channel.on_fault = self._on_window_fault
         route = ChunkRoute(channel, self._reactor)
         self._receiver = TransferReceiver(endpoint, route, self._blobs, self._reactor, self._check)
         self._channel = channel
+        self._try_attach()
+
+    def _try_attach(self) -> None:
+        assert self._channel is not None
         try:
-            channel.attach()
+            self._channel.attach()
         except HalError as exc:
-            self._ports.log(f"window: {exc}")
+            self._on_window_fault(str(exc))
+
+    def _on_window_fault(self, text: str) -> None:
+        """A window that has failed (its device is gone) may come back: it is tried again."""
+        if text != self._window_fault:
+            self._window_fault = text
+            self._ports.log(f"window: {text}")
+        if self._channel is not None and not self._channel.attached:
+            self._reactor.call_at(self._reactor.now_ns() + REATTACH_NS, self._try_attach)
 
     def _on_held(self, answer: Answer) -> None:
         """Go on with what an agent before us was staging."""

@@ -26,6 +26,7 @@ from firmware.cnm.init import InitPorts, build_init
 from firmware.cnm.supervisor import StartAgent
 from firmware.fields import FieldError
 from firmware.loop import MS, Loop
+from firmware.mover import mover_argv
 from hal.bar_layout import BarLayout
 from hal.errors import HalError
 from hal.linux.blobs import LinuxBlobStore
@@ -34,6 +35,7 @@ from hal.linux.children import Children, become_subreaper
 from hal.linux.clock import LinuxClock
 from hal.linux.entropy import LinuxEntropy
 from hal.linux.files import LinuxFiles
+from hal.linux.mover import Mover
 from hal.linux.overlay import LinuxOverlay
 from hal.linux.pci_window import pci_half_bytes
 from hal.linux.pipe import PipeReader
@@ -278,7 +280,8 @@ def _run_agent(
     if len(window_fds) == 3:
         window, doorbell = shm_window_from_fds(*window_fds, "cnm")
     elif config.window:
-        window, doorbell = registry.open_shared_window(config.window)
+        spawner = LinuxSpawner(Children(loop), CgroupTree.detect())
+        window, doorbell = Mover(config.window, spawner, loop, mover_argv, say=_say).pair()
 
     def ended(text: str) -> None:
         _say(text)

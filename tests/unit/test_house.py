@@ -18,6 +18,7 @@ ROOMS = {  # room -> the rooms of ours that it may import (DESIGN section 2)
 ROOTS = {  # the files that may name concrete backends
     "firmware/app.py",
     "firmware/cnm/app.py",
+    "firmware/mover_app.py",
     "firmware/supervisor.py",
 }
 BACKENDS = ("hal.linux", "hal.local", "hal.mock")

@@ -1,0 +1,86 @@
+"""The mover as a process: the composition root of `firmware.mover`. Its owner is `hal.linux.mover`.
+
+    python -m firmware.mover_app --window SPEC --near MEMFD,BELL,BELL --control FD
+
+Words on the control stream: `up`, `down CAUSE`, `alive` each second. It ends when that stream does,
+with status 0; with 1 when its window can't be opened, or has failed.
+"""
+
+import argparse
+import sys
+from typing import Final
+
+from firmware.loop import MS, Loop
+from firmware.mover import Bridge
+from hal.errors import HalError, LinkDown
+from hal.linux.clock import LinuxClock
+from hal.linux.entropy import LinuxEntropy
+from hal.linux.shm import shm_window_from_fds
+from hal.linux.stream import StreamSocket
+from hal.ports import Event
+from hal.registry import Registry, World
+
+ALIVE_NS: Final = 1_000 * MS
+CAUSE_LIMIT: Final = 900  # characters
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until the owner hangs up or the window fails."""
+    parser = argparse.ArgumentParser(prog="firmware.mover_app")
+    parser.add_argument("--window", required=True, help="spec string, see hal/registry.py")
+    parser.add_argument("--near", required=True, help="memfd, bell to hear, bell to ring")
+    parser.add_argument("--control", required=True, type=int)
+    options = parser.parse_args(argv)
+    control = StreamSocket.from_fd(options.control)
+    try:
+        return _run(options.window, options.near, control)
+    except (HalError, ValueError) as exc:
+        _tell(control, f"down {exc}")
+        return 1
+
+
+def _run(window: str, near_fds: str, control: StreamSocket) -> int:
+    loop = Loop(LinuxClock())
+    memfd, bell_rx, bell_tx = (int(fd) for fd in near_fds.split(","))
+    near = shm_window_from_fds(memfd, bell_rx, bell_tx, "cnm")
+    far = Registry(World(reactor=loop)).open_shared_window(window)
+    causes: list[str] = []
+
+    def end(why: str) -> None:
+        causes.append(why)
+        loop.stop()
+
+    def on_control(_events: Event) -> None:
+        try:
+            control.read()
+        except LinkDown:
+            loop.stop()
+
+    bridge = Bridge(near, far, loop, LinuxEntropy(), on_end=end, say=_say)
+    bridge.start()
+    loop.watch(control.handle, Event.READ, on_control)
+    loop.every(ALIVE_NS, lambda: _tell(control, "alive"))
+    _tell(control, "up")
+    loop.run()
+    if causes:
+        _tell(control, f"down {causes[0]}")
+        return 1
+    bridge.close()
+    return 0
+
+
+def _tell(control: StreamSocket, text: str) -> None:
+    """A line to the owner; one that is gone or deaf shows by itself."""
+    try:
+        control.write(text.replace("\n", " ")[:CAUSE_LIMIT].encode() + b"\n")
+    except LinkDown:
+        return
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"mover: {text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
