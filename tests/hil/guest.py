@@ -29,6 +29,7 @@ from tools.rig.qemu_guest import CHANNEL_PORT
 
 _OUTPUT: Final = Path("/tmp/call.out")  # the guest's own, in its memory
 _OUTPUT_BYTES: Final = 8_000
+_LINE: Final = 400  # characters of a traceback's line
 _SETTLE_STEPS: Final = 60
 _SETTLE_STEP_S: Final = 0.05
 
@@ -122,8 +123,8 @@ def _run(channel: Channel, function: Callable[..., Any], request: Mapping[str, A
         del value
     except Skipped as exc:
         message = {"skipped": str(exc)}
-    except BaseException:  # noqa: BLE001 - the report is where it goes
-        message = {"failed": traceback.format_exc()}
+    except BaseException as exc:  # noqa: BLE001 - the report is where it goes
+        message = {"failed": _with_locals(exc)}
     faulthandler.cancel_dump_traceback_later()
     complaints = kernel_complaints(log.since(), context.allowed)
     if not request["keep"]:
@@ -137,6 +138,14 @@ def _run(channel: Channel, function: Callable[..., Any], request: Mapping[str, A
     message["health"] = {**Health.now().figures(before), **context.health}
     message["output"] = _output()
     channel.send(message)
+
+
+def _with_locals(error: BaseException) -> str:
+    """The traceback, with what the variables held: an `assert` says no more than that."""
+    if error.__traceback__ and error.__traceback__.tb_next:
+        error.__traceback__ = error.__traceback__.tb_next  # without our own frame
+    trace = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return "\n".join(line[:_LINE] for text in trace.format() for line in text.splitlines())
 
 
 def _output() -> str:
