@@ -11,6 +11,7 @@ runs on a worker.
 import contextlib
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,10 @@ from hal.linux.oserror import hal_error
 from hal.linux.pci_sysfs import DEVICES
 from hal.pci_ports import PciAddress
 
+# A function is announced, and is in sysfs, a little before the kernel lets a driver match it
+# (drivers/pci/bus.c, pci_bus_add_device: match_driver), so that an early probe finds none.
+PROBES: Final = 20
+PROBE_WAIT_S: Final = 0.05
 _DRIVER: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NO_OVERRIDE: Final = "(null)"  # how the kernel prints that there is none
 _CLEAR: Final = "\n"  # and how it is told so
@@ -58,15 +63,18 @@ class PciBinder:
         self._write(address, f"{DEVICES}/{address}/driver_override", driver)
         if now.driver:
             self._write(address, f"{DEVICES}/{address}/driver/unbind", str(address))
-        self._write(address, "bus/pci/drivers_probe", str(address))
-        got = self._read(address).driver
-        if got != driver:
-            with contextlib.suppress(HalError):
-                self._give_back(address)
-            raise Unavailable(
-                f"{address}: {driver} did not take it (its probe failed: see the kernel's log); "
-                f"it is with {self._driver_now(address)} again"
-            )
+        for attempt in range(PROBES):
+            if attempt:
+                time.sleep(PROBE_WAIT_S)
+            self._write(address, "bus/pci/drivers_probe", str(address))
+            if self._read(address).driver == driver:
+                return
+        with contextlib.suppress(HalError):
+            self._give_back(address)
+        raise Unavailable(
+            f"{address}: {driver} did not take it (its probe failed: see the kernel's log); it is "
+            f"with {self._driver_now(address) or 'no driver'} again"
+        )
 
     def restore(self) -> None:
         """Give everything back; goes on after a failure and raises the first one at the end."""

@@ -3,7 +3,9 @@
 Ref: include/uapi/linux/vfio.h (VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_SET_IRQS). The kernel masks
 INTx by itself at each interrupt (AUTOMASKED). It offers no mask for an MSI: there, a vector is
 masked by taking its eventfd away, and unmasked by giving it again, so what the device raises in
-between is lost.
+between is lost. A device whose MSI capability has no mask bits would go on sending, to an address
+that the kernel has cleared, and the IOMMU would tell of each: so MSI as a whole is switched off
+while all vectors are masked.
 """
 
 import contextlib
@@ -153,6 +155,7 @@ class InterruptSet:
                 os.close(made.handle)
             raise self._enable_error(exc) from exc
         self._open = set(range(count))
+        self._eventfds = [vector.handle for vector in self.vectors]  # as the kernel has them
 
     def set_masked(self, vector: int, eventfd: int, *, masked: bool) -> None:
         """For a vector. Raises Unavailable."""
@@ -161,11 +164,22 @@ class InterruptSet:
                 action = vfio.IRQ_SET_ACTION_MASK if masked else vfio.IRQ_SET_ACTION_UNMASK
                 set_irqs(self._fd, self._index, action)
             else:
-                fd = NO_EVENTFD if masked else eventfd
-                set_irqs(self._fd, self._index, vfio.IRQ_SET_ACTION_TRIGGER, vector, [fd])
+                self._set_message(vector, NO_EVENTFD if masked else eventfd)
         except OSError as exc:
             word = "masking" if masked else "unmasking"
             raise hal_error(exc, f"{self.name} vector {vector}: {word}") from exc
+
+    def _set_message(self, vector: int, eventfd: int) -> None:
+        was_on = any(fd != NO_EVENTFD for fd in self._eventfds)
+        self._eventfds[vector] = eventfd
+        is_on = any(fd != NO_EVENTFD for fd in self._eventfds)
+        trigger = vfio.IRQ_SET_ACTION_TRIGGER
+        if was_on and is_on:
+            set_irqs(self._fd, self._index, trigger, vector, [eventfd])
+        elif is_on:
+            set_irqs(self._fd, self._index, trigger, 0, self._eventfds)
+        elif was_on:
+            disable_irqs(self._fd, self._index)
 
     def closed(self, vector: int) -> None:
         """For a vector, before its eventfd goes."""
