@@ -13,6 +13,7 @@
     vfio:0000:3b:00.0                pci_function a function that is bound to vfio-pci
     mock:edu                         pci_function a function of the virtual host
     cxl:mem0                         cxl          a memory device's mailbox, /dev/cxl/mem0
+    cxl:0000:37:00.0                 cxl          the same by its PCI address, which stays the same
     mock:mem0                        cxl          a memory device of the virtual host
     cxl:region0?side=a               window       a CXL region, by its dax device
 
@@ -346,10 +347,14 @@ def _mock_smbus(world: World, spec: Spec) -> SmbusSegment:
 
 def _cxl(world: World, spec: Spec) -> CxlMemdev:
     from hal.linux.cxl_memdev import LinuxCxlMemdev
+    from hal.linux.cxl_sysfs import memdev_at
 
-    if not re.fullmatch(r"mem[0-9]{1,6}", spec.target):
-        raise Refused(f"{spec.text!r}: want cxl:memN, as in /dev/cxl/memN")
-    return LinuxCxlMemdev(spec.target, world.reactor)
+    name = spec.target
+    if ":" in name:
+        name = memdev_at(str(PciAddress.parse(name)))
+    elif not re.fullmatch(r"mem[0-9]{1,6}", name):
+        raise Refused(f"{spec.text!r}: want cxl:memN, as in /dev/cxl, or cxl:DDDD:BB:DD.F")
+    return LinuxCxlMemdev(name, world.reactor)
 
 
 def _mock_cxl(world: World, spec: Spec) -> CxlMemdev:

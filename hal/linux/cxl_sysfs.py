@@ -113,6 +113,15 @@ def memdev_info(path: Path) -> CxlMemdevInfo:
     )
 
 
+def memdev_at(address: str, devices: Path = DEVICES) -> str:
+    """The name that the device at this PCI address has now: it gets another one each time that its
+    driver is bound. Raises DriverMissing when there is none."""
+    for path in sorted(devices.glob("mem*"), key=_order):
+        if path.resolve().parent.name == address:
+            return path.name
+    raise DriverMissing(f"{address}: {_no_memdev(devices)}")
+
+
 def why_no_memdev(name: str, devices: Path = DEVICES, dev: Path = Path("/dev/cxl")) -> str:
     """Why there is no device file of that name, and what to do."""
     what = f"{dev / name}: not there"
@@ -120,17 +129,21 @@ def why_no_memdev(name: str, devices: Path = DEVICES, dev: Path = Path("/dev/cxl
         return f"{what}: this kernel has no CXL (CONFIG_CXL_BUS), see {devices}"
     if (devices / name).exists():
         return f"{what}, though the kernel knows {name}: is /dev a devtmpfs, or udev still at work?"
-    known = ", ".join(p.name for p in sorted(devices.glob("mem*"), key=_order))
-    if known:
-        return f"{what}; there are: {known}"
+    return f"{what}; {_no_memdev(devices)}"
+
+
+def _no_memdev(devices: Path) -> str:
     waiting = [
         path.name
         for path in sorted(PCI.glob("*"))
         if _text(path / "class") == CLASS_CXL_MEMORY and not (path / "driver").exists()
     ]
     if waiting:
-        return f"{what}: {waiting[0]} is a CXL memory device without a driver: modprobe cxl_pci"
-    return f"{what}: no CXL memory device on this host (modprobe cxl_acpi cxl_pci cxl_mem?)"
+        return f"{waiting[0]} is a CXL memory device without a driver: modprobe cxl_pci, or bind it"
+    known = ", ".join(path.name for path in sorted(devices.glob("mem*"), key=_order))
+    if known:
+        return f"there are: {known}"
+    return "no CXL memory device on this host (modprobe cxl_acpi cxl_pci cxl_mem?)"
 
 
 def _port(path: Path) -> CxlPort:

@@ -48,9 +48,10 @@ def linux_rig(memdev: CxlMemdev) -> rigs.CxlMemdevRig:
         unoffered=UNOFFERED,
         takes_raw=False,  # Debian's kernel is built without CONFIG_CXL_MEM_RAW_COMMANDS
         has_health=False,
+        log_offset_bytes=4,
     )
 
 
-def linux_bus_rig(bus: CxlBus) -> rigs.CxlBusRig:
+def linux_bus_rig(bus: CxlBus, memdev: str) -> rigs.CxlBusRig:
     """In a virtual machine."""
-    return rigs.CxlBusRig(bus=bus, memdev="mem0")
+    return rigs.CxlBusRig(bus=bus, memdev=memdev)

@@ -179,6 +179,7 @@ class CxlMemdevRig(Rig):
     unoffered: int  # one that the backend can't send
     takes_raw: bool
     has_health: bool
+    log_offset_bytes: int = 1  # QEMU 7.2 takes a log's offset for one in entries of 4 bytes
     add_event: Callable[[int], int] | None = None  # log -> the handle of the new record
     remove: Callable[[], None] | None = None  # the device is pulled
 

@@ -93,12 +93,13 @@ def test_its_log_of_commands_names_what_it_answers(rig: CxlMemdevRig, world: Wor
 
 def test_a_piece_of_a_log_is_that_piece(rig: CxlMemdevRig, world: World) -> None:
     whole = good(
-        world, rig, Opcode.GET_LOG, GetLogRequest(uuid=CEL_UUID, offset=0, length=16).to_bytes()
+        world, rig, Opcode.GET_LOG, GetLogRequest(uuid=CEL_UUID, offset=0, length=32).to_bytes()
     )
     piece = good(
         world, rig, Opcode.GET_LOG, GetLogRequest(uuid=CEL_UUID, offset=4, length=8).to_bytes()
     )
-    assert piece == whole[4:12]
+    at = 4 * rig.log_offset_bytes
+    assert piece == whole[at : at + 8]
 
 
 def test_a_log_that_it_does_not_have_is_refused_by_the_device(
