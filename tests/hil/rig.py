@@ -1,7 +1,10 @@
 """The host's side of machines: boot them, call functions in them, answer what they ask."""
 
 import contextlib
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,11 +182,15 @@ def why_failed(found: Outcome, where: str) -> str:
 
 
 class Rig:
-    """Machines of one case, all taken down in the end."""
+    """Machines of one case, all taken down in the end; `folder` is theirs, and goes with them."""
 
     def __init__(self, tell: Tell) -> None:
         self.tell = tell
         self._guests = contextlib.ExitStack()
+        # in memory: sockets that join machines, files that are the memory of devices
+        where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="apf-rig-", dir=where))
+        self._guests.callback(shutil.rmtree, self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self

@@ -36,6 +36,7 @@ for place in proc sys dev; do $b mount --move /$place /root/$place; done
 $b mkdir -p /root/run /root/tmp /root/dev/shm /root/dev/pts
 for place in run tmp dev/shm; do $b mount -t tmpfs tmpfs /root/$place; done
 $b mount -t devpts devpts /root/dev/pts
+$b mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
 $b ln -s /proc/self/fd /root/dev/fd
 $b ip link set lo up
 $b hostname {hostname}
