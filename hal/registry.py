@@ -16,6 +16,7 @@
     cxl:0000:37:00.0                 cxl          the same by its PCI address, which stays the same
     mock:mem0                        cxl          a memory device of the virtual host
     cxl:region0?side=a               window       a CXL region, by its dax device
+    replay:FILE                      any port     a recording of `hal.record`, played back
 
     SCHEME[:TARGET[?KEY=VALUE[&KEY=VALUE...]]]
 
@@ -26,12 +27,13 @@ which is where a recorder of any port goes in.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from hal.cxl_ports import CxlMemdev
 from hal.errors import HalError, Refused, Unavailable
 from hal.pci_ports import PciAddress, PciFunction
-from hal.ports import ByteStream, Done, Doorbell, Reactor, SlotPower, Window
+from hal.ports import ByteStream, Done, Doorbell, Event, Reactor, SlotPower, Window
 from hal.smbus_ports import SmbusSegment
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from hal.linux.vfio import VfioHost
     from hal.local.client import KeeperClient
     from hal.mock.node import Node
+    from hal.replay import Recording, Signal
 
 SPEC_LIMIT: Final = 512  # characters
 SCHEME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -104,6 +107,7 @@ class World:
     keeper: "KeeperClient | None" = None  # local board: who holds the descriptors
     vfio: "VfioHost | None" = None  # functions that share an IOMMU group need one for all
     node: "Node | None" = None  # mock: whose handles they will be
+    replays: "dict[str, Recording]" = field(default_factory=dict)  # by path; one reading of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,6 +373,34 @@ def _mock_cxl(world: World, spec: Spec) -> CxlMemdev:
     return MockCxlMemdev(node, host, device)
 
 
+def _replayed(port: str) -> Callable[[World, Spec], Any]:
+    def opener(world: World, spec: Spec) -> Any:
+        from hal.replay import Recording
+
+        if spec.target not in world.replays:
+            world.replays[spec.target] = Recording(Path(spec.target))
+        recording = world.replays[spec.target]
+        return recording.open(port, world.reactor, lambda: _signal(world))
+
+    return opener
+
+
+def _signal(world: World) -> "Signal":
+    from hal.replay import Signal
+
+    if world.node is None:
+        from hal.linux.event_signal import event_signal
+
+        return event_signal()
+    kernel = world.node.kernel
+    handle = kernel.open_handle(world.node, None, lambda: kernel.close_handle(handle))
+    return Signal(
+        handle=handle.number,
+        set=lambda ready: handle.set(Event.READ if ready else Event(0)),
+        close=handle.close,
+    )
+
+
 def _node(world: World, spec: Spec) -> "Node":
     if world.node is None:
         raise Unavailable(f"{spec.text!r}: wants the virtual world of a simulation; none is here")
@@ -385,6 +417,7 @@ TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
     "byte_stream": {
         "serial": Opener(open=_serial, options=frozenset({"baud"})),
         "mock": Opener(open=_mock_line, options=frozenset({"side"})),
+        "replay": Opener(open=_replayed("byte_stream")),
     },
     "window": {
         "shm": Opener(open=_shm),
@@ -398,21 +431,26 @@ TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
             open=_later(_region_window), open_now=_region_window, options=frozenset({"side"})
         ),
         "mock": Opener(open=_mock_window, options=frozenset({"side"})),
+        "replay": Opener(open=_later(_replayed("window")), open_now=_replayed("window")),
     },
     "smbus": {
         "i2c": Opener(open=_i2c),
         "mock": Opener(open=_mock_smbus),
+        "replay": Opener(open=_replayed("smbus")),
     },
     "power": {
         "local": Opener(open=_local_power),
         "mock": Opener(open=_mock_power),
+        "replay": Opener(open=_replayed("power")),
     },
     "pci_function": {
         "vfio": Opener(open=_vfio),
         "mock": Opener(open=_mock_function),
+        "replay": Opener(open=_replayed("pci_function")),
     },
     "cxl": {
         "cxl": Opener(open=_cxl),
         "mock": Opener(open=_mock_cxl),
+        "replay": Opener(open=_replayed("cxl")),
     },
 }
