@@ -155,13 +155,14 @@ class SmbusEngine:
         """Open the way, outermost last. `selected` is kept up to date for `_release`."""
         for depth, (address, channel) in enumerate(path):
             before = path[:depth]
-            if (before, address) not in self._looked_at:
-                self._look(before, address)
-            selected.append((before, address))
             try:
+                if (before, address) not in self._looked_at:
+                    self._look(before, address)
+                selected.append((before, address))
                 self._control(address, 1 << channel)
             except Absent as exc:
-                selected.pop()  # nobody took it
+                if (before, address) in selected:
+                    selected.remove((before, address))  # nobody took it
                 self._looked_at.discard((before, address))
                 raise Absent(f"mux {address:#04x} does not answer: {exc}") from exc
 

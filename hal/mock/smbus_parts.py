@@ -15,7 +15,8 @@ WRITE_CYCLE_NS: Final = 5_000_000  # t_WC
 
 class Eeprom(Model):
     """24Cxx. Up to 256 bytes have one address byte, larger ones two. While a write cycle runs
-    (`now_ns` says how late it is) the address is not acknowledged."""
+    the address is not acknowledged; without `now_ns`, which says how late it is, a cycle takes no
+    time."""
 
     def __init__(
         self,
@@ -30,14 +31,14 @@ class Eeprom(Model):
         self.page_bytes = page_bytes
         self.write_protected = False
         self._address_bytes = 1 if size_bytes <= 256 else 2
-        self._now_ns = now_ns or (lambda: 0)
+        self.now_ns = now_ns
         self._busy_until_ns = 0
         self._pointer = 0
         self._got = bytearray()
         self._reading = False
 
     def begin(self, read: bool) -> bool:
-        if self._now_ns() < self._busy_until_ns:
+        if self.now_ns is not None and self.now_ns() < self._busy_until_ns:
             return False
         if read:
             self._set_pointer()  # a repeated start: the write was the address only
@@ -73,8 +74,8 @@ class Eeprom(Model):
         for byte in data:
             self.data[self._pointer] = byte
             self._pointer = page + (self._pointer + 1 - page) % self.page_bytes
-        if data:
-            self._busy_until_ns = self._now_ns() + WRITE_CYCLE_NS
+        if data and self.now_ns is not None:
+            self._busy_until_ns = self.now_ns() + WRITE_CYCLE_NS
 
     def _set_pointer(self) -> None:
         if len(self._got) >= self._address_bytes:

@@ -17,6 +17,9 @@ from hal.mock.power import MockPower
 from hal.mock.program import Launch
 from hal.mock.runtime import MockRuntime
 from hal.mock.slot import Slot
+from hal.mock.smbus import MockSmbusSegment
+from hal.mock.smbus_bus import MockSmbusBus, Mux
+from hal.mock.smbus_model import Register, RegisterModel
 from hal.mock.spawner import MockSpawner
 from hal.mock.trace_memory import MockTraceMemory
 from hal.mock.tree import Dir, File, Link
@@ -77,6 +80,37 @@ def power(tmp_path: Path, reactor: Reactor) -> rigs.PowerRig:
         die=slot.lose_power,
         running=lambda: slot.init_node in kernel.programs.running,
     )
+
+
+def smbus(tmp_path: Path, reactor: Reactor) -> rigs.SmbusRig:
+    node = _node(reactor)
+    bus = node.kernel.add_smbus(MockSmbusBus(node.kernel, "board"))
+    device, other, behind = (_registers(address) for address in (0x41, 0x42, 0x43))
+    device.registers[0x30] = Register(b"block", block=True)
+    device.registers[0x31] = Register(bytes(range(60)), block=True)
+    bus.attach(device)
+    bus.attach(other)
+    bus.attach(Mux(0x70))
+    bus.attach(behind, path=((0x70, 2),))
+    segment = MockSmbusSegment(node, bus)
+    return rigs.SmbusRig(
+        segment=segment,
+        address=device.address,
+        other=other.address,
+        poke=device.poke,
+        block_command=0x30,
+        long_command=0x31,
+        mux=0x70,
+        behind=behind.address,
+        close=segment.close,
+    )
+
+
+def _registers(address: int) -> RegisterModel:
+    model = RegisterModel(address, pec=True)
+    model.registers = {command: Register(b"\0\0") for command in range(0x10, 0x18)}
+    model.registers |= {command: Register(b"\0") for command in range(0x18, 0x20)}
+    return model
 
 
 def clock(tmp_path: Path, reactor: Reactor) -> rigs.ClockRig:
@@ -243,5 +277,6 @@ _FACTORIES: Final[dict[str, Any]] = {
         pci_bus,
         cxl,
         cxl_bus,
+        smbus,
     )
 }

@@ -32,6 +32,7 @@ from hal.ports import (
     Window,
 )
 from hal.service_ports import TraceMemory
+from hal.smbus_ports import SmbusSegment
 
 
 def nothing() -> None:
@@ -71,6 +72,20 @@ class PowerRig(Rig):
     empty_slot: int | None = None  # a slot number that this board does not have
     die: Callable[[], None] | None = None  # the module loses power by itself
     running: Callable[[], bool] | None = None  # does anything run on the CNM? judged from outside
+
+
+@dataclass(kw_only=True)
+class SmbusRig(Rig):
+    segment: SmbusSegment
+    address: int  # a device with byte and word registers 0x10 to 0x1f, and nothing else
+    other: int  # a second one of the same kind
+    poke: Callable[[int, bytes], None]  # register, bytes in the order of the wire: the world does
+    absent: int = 0x23  # nobody is there
+    scan: Sequence[int] = range(0x20, 0x48)  # where only these two are
+    block_command: int | None = None  # a block register of `address`, up to 32 bytes
+    long_command: int | None = None  # one with more than 32
+    mux: int | None = None  # a PCA954x; `behind` is reached through its channel 2 only
+    behind: int | None = None
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,7 @@ PORTS: Final = (
     "window",
     "doorbell",
     "power",
+    "smbus",
     "clock",
     "entropy",
     "trace_memory",
