@@ -81,7 +81,7 @@ MAX_SLOTS: Final = 1024
 MIN_WINDOW_BYTES: Final = 64 * 1024
 MAX_WINDOW_BYTES: Final = 1 << 32  # offsets in a window are u32
 DEFAULT_VENDOR_ID: Final = 0x4150  # until one is assigned (DESIGN D3)
-NAMED_KEYS: Final = ("id", "port", "smbus")  # of a slot: its other strings may use them
+NAMED_KEYS: Final = ("id", "port", "smbus", "bank")  # of a slot: its other strings may use them
 CNM_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 PAGE_BYTES: Final = 4096
 

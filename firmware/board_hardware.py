@@ -32,7 +32,7 @@ MAX_SLOT_DEVICES: Final = 16
 MAX_STEPS: Final = 16
 MAX_LINES: Final = 16  # of one expander: two ports of eight
 MUX_CHANNELS: Final = {"pca9546": 4, "pca9548": 8}
-PARTS: Final = {  # role -> parts that `firmware.sensors` has drivers for
+PARTS: Final = {  # role -> parts that `firmware.sensors` has drivers for; VRMs are all PMBus
     "vrm": ("pmbus", "tps53679", "xdpe132g5c"),
     "temp": ("tmp75", "tmp1075", "tmp464"),
     "power": ("ina226",),

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from firmware.board import load_board
+from firmware.board import load_board, on_mock
 from firmware.board_types import Board
 from hal.mock.kernel import LivelockError
 from tools.sim.faults import FAULTS, Site, chosen
@@ -96,8 +96,10 @@ def plan_of(seed: int, *, board: str, hours: float, heartbeat_hz: float, faults:
 
 @cache
 def sim_board(name: str) -> Board:
-    """A board as it is simulated. Raises BoardError."""
-    return load_board(name, run_dir=RUN_DIR, host_arch=ARCH)
+    """A board as it is simulated: one of real devices has those of the virtual kernel in their
+    place. Raises BoardError."""
+    board = load_board(name, run_dir=RUN_DIR, host_arch=ARCH)
+    return board if board.kind == "mock" else on_mock(board)
 
 
 def run_plan(
