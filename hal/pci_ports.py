@@ -288,6 +288,10 @@ class PciBus(Protocol):
         """All functions, in the order of their addresses."""
         ...
 
+    def submit_scan(self, deadline_ns: int, done: Done[Sequence[PciDevice]]) -> None:
+        """`scan`, off the loop's thread (0.2 ms a function)."""
+        ...
+
     def config(self, address: PciAddress) -> bytes:
         """Config space as it is now, as much as we may read. Absent for an unknown function."""
         ...

@@ -20,6 +20,7 @@ from hal.ports import Done, Reactor
 
 POLL_MS: Final = 1000
 _MS: Final = 1_000_000
+LOOKS_LIMIT: Final = 4  # looks that wait; more are refused
 LOOK_DEADLINE_MS: Final = 10_000  # sysfs waits for a driver that holds the device's lock
 _Look: TypeAlias = tuple[Sequence[PciDevice], Sequence[PciSlot]]
 _ACTIONS: Final = {
@@ -57,6 +58,12 @@ class LinuxPciBus:
 
     def slots(self) -> Sequence[PciSlot]:
         return pci_sysfs.slots_of(self._sys)
+
+    def submit_scan(self, deadline_ns: int, done: Done[Sequence[PciDevice]]) -> None:
+        def job(_check: Check) -> Sequence[PciDevice]:
+            return self.scan()
+
+        self._look_worker().submit("a scan of PCI", job, deadline_ns, done)
 
     def config(self, address: PciAddress) -> bytes:
         return pci_sysfs.config(self._sys, address)
@@ -133,10 +140,8 @@ class LinuxPciBus:
         self._cancel_poll = self._reactor.call_at(when_ns, self._look)
 
     def _look(self) -> None:
-        if self._looker is None:
-            self._looker = Workers(self._reactor, threads=1, waiting_limit=0)
         deadline_ns = self._reactor.now_ns() + LOOK_DEADLINE_MS * _MS
-        self._looker.submit("looking at PCI", self._read, deadline_ns, self._seen)
+        self._look_worker().submit("looking at PCI", self._read, deadline_ns, self._seen)
 
     def _read(self, check: Check) -> _Look:
         devices = self.scan()
@@ -193,6 +198,11 @@ class LinuxPciBus:
     def _tell(self, event: PciEvent) -> None:
         if self._call is not None:
             self._call(event)
+
+    def _look_worker(self) -> Workers:
+        if self._looker is None:
+            self._looker = Workers(self._reactor, threads=1, waiting_limit=LOOKS_LIMIT)
+        return self._looker
 
     def _worker(self) -> Workers:
         if self._workers is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hal.mock.kernel import VirtualKernel
     from hal.mock.node import Node
 
+SCAN_NS: Final = 5_000_000
 BIND_NS: Final = 20_000_000  # a driver's probe
 BRIDGE_CLASS: Final = 0x060400
 BRIDGE_DRIVER: Final = "pcieport"
@@ -113,11 +114,16 @@ class MockPciBus:
         self._node, self._tree = node, tree
         self._call: Callable[[PciEvent], None] | None = None
         self._before: dict[PciAddress, str] = {}
-        self._closed = False
+        self.scans = 0
 
     def scan(self) -> Sequence[PciDevice]:
+        self.scans += 1
         found = [model.described() for model in self._tree.models.values() if model.present]
         return sorted(found, key=lambda device: device.address)
+
+    def submit_scan(self, deadline_ns: int, done: Done[Sequence[PciDevice]]) -> None:
+        """`scan`, as a host's files take it."""
+        run_later(self._node, SCAN_NS, deadline_ns, self.scan, done)
 
     def config(self, address: PciAddress) -> bytes:
         model = self._tree.at(address)

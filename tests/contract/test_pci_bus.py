@@ -1,5 +1,7 @@
 """`PciBus`: the model's tree here, the host's own where it has an edu."""
 
+from typing import Any
+
 import pytest
 
 from hal.errors import Absent, Unavailable
@@ -30,6 +32,13 @@ def test_a_scan_is_in_order_and_finds_the_device_with_its_numbers(
     if device.parent is not None:
         [parent] = [d for d in devices if d.address == device.parent]
         assert parent.class_code >> 8 == 0x0604  # a PCI bridge
+
+
+def test_a_scan_off_the_loop_finds_the_same(rig: PciBusRig, world: World) -> None:
+    result: Result[Any] = Result()
+    rig.bus.submit_scan(soon(world), result)
+    assert not result.came
+    assert list(result.wait(world)) == list(rig.bus.scan())
 
 
 def test_config_space_begins_with_the_ids(rig: PciBusRig, world: World) -> None:
