@@ -24,6 +24,7 @@ from firmware.flight_recorder import RING_BYTES
 from firmware.journal import JournalError, Kind
 from firmware.loop import Loop
 from firmware.mover import mover_argv
+from firmware.recorded import open_recorder, recorded
 from firmware.watchdog import Watchdog
 from hal.errors import HalError, Unavailable
 from hal.linux.blobs import LinuxBlobStore
@@ -160,15 +161,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run", required=True, type=Path)
     parser.add_argument("--state", required=True, type=Path)
     parser.add_argument("--safe", action="store_true", help="keep what runs, refuse new work")
+    parser.add_argument("--record", type=Path, help="write every call on a port to this file")
     args = parser.parse_args(argv)
     try:
-        return _run(args.board, args.run, args.state, safe=args.safe)
+        return _run(args.board, args.run, args.state, safe=args.safe, record=args.record)
     except (HalError, JournalError, FieldError, BoardError) as exc:
         sys.stderr.write(f"apf-card: {exc}\n")
         return EXIT_START_FAILED
 
 
-def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
+def _run(board_name: str, run: Path, state: Path, *, safe: bool, record: Path | None = None) -> int:
     board = load_board(board_name, run_dir=str(run))
     if board.kind not in ("local", "linux"):
         raise Unavailable(
@@ -179,7 +181,7 @@ def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
     clock = LinuxClock()
     box = _open_black_box(run, state, clock)
     try:
-        code = _serve(board, run, state, clock, box, safe=safe)
+        code = _serve(board, run, state, clock, box, safe=safe, record=record)
     except (HalError, JournalError, FieldError, BoardError) as exc:
         if box is not None:
             box.recorder.end(f"could not start: {exc}")
@@ -190,7 +192,14 @@ def _run(board_name: str, run: Path, state: Path, *, safe: bool) -> int:
 
 
 def _serve(
-    board: Board, run: Path, state: Path, clock: LinuxClock, box: BlackBox | None, *, safe: bool
+    board: Board,
+    run: Path,
+    state: Path,
+    clock: LinuxClock,
+    box: BlackBox | None,
+    *,
+    safe: bool,
+    record: Path | None = None,
 ) -> int:
     loop = Loop(clock, on_fault=box.recorder.on_fault if box else None)
     client = KeeperClient(run, loop)
@@ -198,6 +207,8 @@ def _serve(
         ports = linux_ports(board, state, loop, clock, client)
     else:
         ports = local_ports(board, run, state, loop, clock, client)
+    if record is not None:
+        ports = recorded(ports, open_recorder(record, loop.now_ns))
     card = Card(board, loop, ports, safe_mode=safe)
     notifier = open_notifier()
     watchdog = Watchdog(loop, notifier, on_withheld=box.on_withheld if box else _nothing)

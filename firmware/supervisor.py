@@ -166,7 +166,11 @@ def main(argv: list[str] | None = None, *, daemon_argv: Sequence[str] | None = N
     parser.add_argument("--run", required=True, type=Path)
     parser.add_argument("--state", required=True, type=Path)
     parser.add_argument("--foreground", action="store_true", help="SIGINT stops it too")
+    parser.add_argument("--record", type=Path, help="the daemon writes its ports' calls there")
     args = parser.parse_args(argv)
+    if args.record is not None and daemon_argv is None:
+        record = str(args.record.resolve())
+        daemon_argv = [sys.executable, "-m", DAEMON_MODULE, "--record", record]
     run, state = args.run.resolve(), args.state.resolve()
     try:
         run.mkdir(parents=True, exist_ok=True)

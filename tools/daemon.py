@@ -52,10 +52,11 @@ def start_daemon(
     timeout_ms: int,
     say: Callable[[str], None],
     former_pid: object = None,
+    record: Path | None = None,
 ) -> dict[str, Any]:
     """Start the supervisor and wait until the daemon is ready; its status. `former_pid`: of a
-    daemon that answers still and is going to be replaced. Raises DeadlinePassed or CheckFailed
-    with the tail of the log."""
+    daemon that answers still and is going to be replaced. `record`: where it writes every call on
+    a port. Raises DeadlinePassed or CheckFailed with the tail of the log."""
     if not foreground and former_pid is None and "supervisor" in live_owners(places):
         return _await_ready(places, None, timeout_ms, say, None)  # it is at it already
     places.run.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,8 @@ def start_daemon(
     board = str(Path(board).absolute()) if Path(board).is_file() else board
     argv = [sys.executable, "-m", "firmware.supervisor", "--board", board]
     argv += ["--run", str(places.run), "--state", str(places.state)]
+    if record is not None:
+        argv += ["--record", str(record.absolute())]
     env = {**os.environ, "PYTHONPATH": _python_path()}
     if foreground:
         status = subprocess.call([*argv, "--foreground"], env=env)

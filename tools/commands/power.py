@@ -1,5 +1,7 @@
 """`apf up`, `apf down`, `apf status`."""
 
+from pathlib import Path
+
 import click
 
 from tools.errors import BadUsage, DaemonRefused
@@ -11,8 +13,16 @@ from tools.session import ApfCommand, Session
 @click.option("--board", default="local", show_default=True, help="A board's name or file.")
 @click.option("--foreground", is_flag=True, help="Stay; end with the daemon.")
 @click.option("--timeout", "timeout_s", default=30, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The daemon writes every call on a port there, as JSON lines.",
+)
 @click.pass_obj
-def up_command(session: Session, board: str, foreground: bool, timeout_s: int) -> None:
+def up_command(
+    session: Session, board: str, foreground: bool, timeout_s: int, record: Path | None
+) -> None:
     """Start keeper and daemon, and wait until they are ready.
 
     Up already with the same board is a success; with another board it is refused (3). Up, but
@@ -31,6 +41,10 @@ def up_command(session: Session, board: str, foreground: bool, timeout_s: int) -
     if status is not None:
         _check_same(status, wanted.name)
     if status is not None and not unsupervised(places, status):
+        if record is not None:
+            raise DaemonRefused(
+                "already_up", "the card is up, and records only from its start: `apf down` first"
+            )
         session.out.say(f"already up with board {wanted.name} (pid {status.get('daemon_pid')})")
     else:
         former_pid = None if status is None else status.get("daemon_pid")
@@ -43,6 +57,7 @@ def up_command(session: Session, board: str, foreground: bool, timeout_s: int) -
             timeout_ms=timeout_s * 1000,
             say=session.out.say,
             former_pid=former_pid,
+            record=record,
         )
         if foreground:
             return
