@@ -6,7 +6,7 @@ from typing import Final
 from tools.rig.qemu import Machine
 
 # hot-plug by the port itself (pciehp), as on hardware, not by ACPI
-_NATIVE_HOTPLUG: Final = (
+NATIVE_HOTPLUG: Final = (
     "-global",
     "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
 )
@@ -44,7 +44,7 @@ CARD: Final = Machine(
     memory_mib=1536,
     properties="cxl=on,cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=4G",
     options=(
-        *_NATIVE_HOTPLUG,
+        *NATIVE_HOTPLUG,
         *("-device", "intel-iommu,intremap=on"),
         *device("edu,id=edu0,addr=3.0"),
         *port(1),

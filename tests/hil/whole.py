@@ -32,7 +32,8 @@ _UP_MS: Final = 180_000
 
 def start_card(_ctx: Context) -> dict[str, Any]:
     """`apf up`; its status."""
-    return _apf("up", "--board", CARD_BOARD, timeout_s=_UP_MS / 1000)
+    found: dict[str, Any] = _apf("up", "--board", CARD_BOARD, timeout_s=_UP_MS / 1000)
+    return found
 
 
 def start_module(ctx: Context, slot: int) -> dict[str, str]:
@@ -68,7 +69,8 @@ def import_image(_ctx: Context) -> dict[str, Any]:
     """A root filesystem of one busybox; what was sent."""
     root = Path("/run/parts")
     build_rootfs("/usr/bin/busybox", root)
-    return _apf("image", "import", IMAGE, str(root), timeout_s=120)
+    found: dict[str, Any] = _apf("image", "import", IMAGE, str(root), timeout_s=120)
+    return found
 
 
 def submit(_ctx: Context, compose: str, timeout_s: int) -> list[dict[str, Any]]:
@@ -82,7 +84,7 @@ def submit(_ctx: Context, compose: str, timeout_s: int) -> list[dict[str, Any]]:
 
 def drain(_ctx: Context, cnm: str) -> Any:
     """As `apf drain`."""
-    return _call("cnm.drain", {"cnm": cnm})
+    return _call("cnm.drain", {"id": cnm})
 
 
 def log_of(_ctx: Context, instance: str) -> str:
@@ -97,7 +99,7 @@ def counters(_ctx: Context) -> dict[str, Any]:
 
 
 def containers(_ctx: Context) -> dict[str, list[str]]:
-    """In a module: instance -> its processes, as /proc has them, by the cgroups that they are in."""
+    """In a module: cgroup -> command lines of the processes whose root is not the module's own."""
     found: dict[str, list[str]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -142,7 +144,7 @@ def _apf(*words: str, timeout_s: float) -> Any:
         argv, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
     )
     assert done.returncode == 0, f"apf {words}: {done.returncode}: {done.stdout} {done.stderr}"
-    return json.loads(done.stdout.splitlines()[-1])["data"]
+    return json.loads(done.stdout)["data"]
 
 
 def _tail(path: Path) -> str:
