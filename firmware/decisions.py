@@ -26,6 +26,7 @@ from firmware.loop import MS, Loop
 from firmware.workload import Workload
 
 REFUSED_REST_NS: Final = 500 * MS  # before what the store refused is decided again
+TURNS_MOST: Final = 64  # changes of one module's record that wait; the next one is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Decisions:
         self._loop = loop
         self._events = events
         self._generation = 0
+        self._turns: dict[str, list[Callable[[], None]]] = {}  # module -> what waits for its record
 
     def load(self) -> None:
         """Read the journal's image, after `Journal.load`. Raises JournalError."""
@@ -201,8 +203,7 @@ class Decisions:
             cnm.granted_durable = b""
             self.epoch = max(self.epoch, self.journal.epoch)
 
-        more = (self.journal.next_epoch(),) if end_epoch else ()
-        self._put_cnm(cnm, LeaseState.FENCING, applied, done, *more)
+        self._put_cnm(cnm, LeaseState.FENCING, applied, done, end_epoch=end_epoch)
 
     def fenced(self, cnm: Cnm, done: Callable[[bool], None]) -> None:
         self._put_cnm(cnm, LeaseState.FENCED, lambda: None, done)
@@ -214,9 +215,11 @@ class Decisions:
             for name, value in flags.items():
                 setattr(cnm, name, value)
 
-        record = {**self.cnm_record(cnm.id), **flags}
-        batch = [Change(kind=Kind.CNM, key=cnm.id, value=record)]
-        self._commit([], batch, applied, done)
+        def batch() -> list[Change]:
+            record = {**self.cnm_record(cnm.id), **flags}
+            return [Change(kind=Kind.CNM, key=cnm.id, value=record)]
+
+        self._in_turn(cnm.id, batch, applied, done)
 
     def _put_cnm(
         self,
@@ -224,17 +227,58 @@ class Decisions:
         state: LeaseState,
         applied: Callable[[], None],
         done: Callable[[bool], None],
-        *more: Change,
+        *,
+        end_epoch: bool = False,
     ) -> None:
-        record = {
-            "uuid": cnm.uuid.hex(),
-            "boot_id": cnm.boot_id.hex(),
-            "state": state.value,
-            "draining": cnm.draining,
-            "power_wanted": cnm.power_wanted,
-        }
-        batch = [Change(kind=Kind.CNM, key=cnm.id, value=record), *more]
-        self._commit([], batch, applied, done)
+        uuid, boot_id = cnm.uuid.hex(), cnm.boot_id.hex()  # of whom this is said
+
+        def batch() -> list[Change]:
+            record = {
+                "uuid": uuid,
+                "boot_id": boot_id,
+                "state": state.value,
+                "draining": cnm.draining,
+                "power_wanted": cnm.power_wanted,
+            }
+            changes = [Change(kind=Kind.CNM, key=cnm.id, value=record)]
+            if end_epoch:
+                changes.append(self.journal.next_epoch())
+            return changes
+
+        self._in_turn(cnm.id, batch, applied, done)
+
+    def _in_turn(
+        self,
+        cnm_id: str,
+        batch: Callable[[], list[Change]],
+        applied: Callable[[], None],
+        done: Callable[[bool], None],
+    ) -> None:
+        """One record says all of a module, so each change of it is made of what the one before
+        has left: two on their way at once, and the later would undo the earlier."""
+
+        def commit() -> None:
+            self._commit([], batch(), applied, finished)
+
+        def finished(good: bool) -> None:
+            waiting = self._turns[cnm_id]
+            if waiting:
+                following = waiting.pop(0)
+            else:
+                del self._turns[cnm_id]
+                following = None
+            done(good)
+            if following is not None:
+                following()
+
+        waiting = self._turns.get(cnm_id)
+        if waiting is None:
+            self._turns[cnm_id] = []
+            commit()
+        elif len(waiting) < TURNS_MOST:
+            waiting.append(commit)
+        else:
+            done(False)
 
     # --- inside ---
 

@@ -133,8 +133,6 @@ def iso_ms(wall_ns: int) -> str:
 class _Rate(Tokens):
     """Of one code; `suppressed` since the last report."""
 
-    __slots__ = ("suppressed",)
-
     def __init__(self, now_ns: int) -> None:
         super().__init__(now_ns, per_s=RATE_PER_S, burst=RATE_BURST)
         self.suppressed = 0

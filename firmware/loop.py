@@ -16,6 +16,7 @@ from hal.ports import Clock, Event
 MAILBOX_LIMIT: Final = 65_536
 MAILBOX_TURN: Final = 1024  # posted calls run in one turn, so that posting cannot starve timers
 TURN_BUDGET_NS: Final = 50_000_000  # a longer turn is told: heartbeats wait meanwhile
+CANCELLED_KEPT: Final = 64  # cancelled timers that are no matter, however few others there are
 MS: Final = 1_000_000  # nanoseconds in a millisecond
 
 Call = Callable[[], None]
@@ -38,6 +39,7 @@ class Loop:
         self._mailbox: deque[Call] = deque()
         self._timers: list[tuple[int, int, list[Call | None]]] = []
         self._timer_seq = 0
+        self._cancelled = 0  # of `_timers`
         self._watches: dict[int, Callable[[Event], None]] = {}
         self._running = False
         # when it was last asked what is ready: all that had come by then is dispatched before any
@@ -65,7 +67,11 @@ class Loop:
         heapq.heappush(self._timers, (when_ns, self._timer_seq, cell))
 
         def cancel() -> None:
-            cell[0] = None
+            if cell[0] is not None:
+                cell[0] = None
+                self._cancelled += 1
+                if self._cancelled > CANCELLED_KEPT and 2 * self._cancelled > len(self._timers):
+                    self._drop_cancelled()
 
         return cancel
 
@@ -108,6 +114,7 @@ class Loop:
         timers = self._timers
         while timers and timers[0][2][0] is None:
             heapq.heappop(timers)
+            self._cancelled -= 1
         return timers[0][0] if timers else None
 
     def step(self) -> bool:
@@ -130,6 +137,7 @@ class Loop:
         for handle in list(self._watches):
             self.unwatch(handle)
         self._timers.clear()
+        self._cancelled = 0
         self._mailbox.clear()
 
     def _turn(self, until_ns: int | None) -> bool:
@@ -162,13 +170,22 @@ class Loop:
         while timers and timers[0][0] <= now_ns and timers[0][1] <= newest:
             cell = heapq.heappop(timers)[2]
             call, cell[0] = cell[0], None
-            if call is not None:
-                done = True
-                try:
-                    call()
-                except BaseException as exc:  # noqa: BLE001  the policy decides, see _fault
-                    self._fault(exc)
+            if call is None:
+                self._cancelled -= 1
+                continue
+            done = True
+            try:
+                call()
+            except BaseException as exc:  # noqa: BLE001  the policy decides, see _fault
+                self._fault(exc)
         return done
+
+    def _drop_cancelled(self) -> None:
+        """In place: whoever goes through the heap goes on in it. A deadline that is never met
+        lies seconds ahead, and a burst of requests would leave thousands of them there."""
+        self._timers[:] = [timer for timer in self._timers if timer[2][0] is not None]
+        heapq.heapify(self._timers)
+        self._cancelled = 0
 
     def _run_mailbox(self) -> bool:
         count = min(len(self._mailbox), MAILBOX_TURN)

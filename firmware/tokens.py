@@ -8,8 +8,6 @@ SECOND_NS: Final = 1_000_000_000
 class Tokens:
     """`per_s` a second on average, `burst` at once. Full at the start."""
 
-    __slots__ = ("_burst", "_per_s", "_since_ns", "_tokens")
-
     def __init__(self, now_ns: int, *, per_s: int, burst: int) -> None:
         self._per_s, self._burst = per_s, burst
         self._tokens = burst

@@ -26,8 +26,6 @@ GIVES_UP: Final = (GiveUpError, struct.error, IndexError, UnicodeError, TypeErro
 class Fast:
     """A field type. `code` is its struct format where its size is fixed."""
 
-    __slots__ = ("after", "before", "code", "read", "write")
-
     def __init__(
         self,
         *,

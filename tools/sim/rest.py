@@ -1,7 +1,8 @@
 """Liveness: once everything is healed the card comes to rest within a bound, stays at rest, and
 what is removed leaves nothing behind."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from firmware.lease import LeaseState
 from firmware.restarts import MOST_NS
@@ -100,21 +101,27 @@ class Rest:
             if kind_of(name) in MAY_HAVE_ENDED | ENDS_BY_ITSELF or row["phase"] == "RUNNING":
                 continue
             if row["phase"] == "PENDING":
-                self._check_no_room(name)
+                self._check_no_room(name, rows)
             elif not waits_for_pending(row, rows):
                 self.world.judge.fail("a component is lost", f"{name}: {row}")
         self.tenants.check_acknowledged()
 
-    def _check_no_room(self, instance: str) -> None:
-        """It is pending: no module has the room that it asks for."""
+    def _check_no_room(self, instance: str, rows: Mapping[str, Any]) -> None:
+        """It is pending: no module has the room that it asks for. What waits at its place for
+        another component that is pending has its room there, though it does not run."""
         need = Room.of(self.world.components[instance])
         held = {name: Room() for name in self.world.modules}
-        for name, (cnm, _, _) in self.world.running().items():
+        running = self.world.running()
+        places = {name: cnm for name, (cnm, _, _) in running.items()}
+        for name, row in rows.items():
+            if name not in running and row["cnm"] is not None and waits_for_pending(row, rows):
+                places[name] = row["cnm"]
+        for name, cnm in places.items():
             held[cnm].add(Room.of(self.world.components[name]))
         for slot in self.world.board.slots:
             held[slot.id].add(need)
             if not held[slot.id].over(Room.in_module(slot.module)):
-                why = self.world.ps()[instance]["reason"]
+                why = rows[instance]["reason"]
                 self.world.judge.fail("pending beside room", f"{instance} on {slot.id}: {why}")
 
     def _steady(self) -> dict[str, tuple[str, int, int]]:

@@ -1,9 +1,16 @@
 """The loop on a virtual clock: readiness, timers and mailbox, in that order and bounded."""
 
-import pytest
+from functools import partial
+from typing import Final
 
-from firmware.loop import MAILBOX_LIMIT, MS, Loop, MailboxFullError
-from hal.mock.kernel import VirtualKernel
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firmware.loop import CANCELLED_KEPT, MAILBOX_LIMIT, MS, Loop, MailboxFullError
+from hal.mock.kernel import BOOT_NS, VirtualKernel
+
+SECOND: Final = 1000 * MS
 
 
 @pytest.fixture
@@ -37,6 +44,41 @@ def test_a_cancelled_timer_does_not_fire_and_leaves_no_due_time(
     assert loop.next_due_ns() is None
     kernel.run_for(50 * MS)
     assert fired == []
+
+
+def test_deadlines_that_were_met_do_not_fill_the_heap(kernel: VirtualKernel, loop: Loop) -> None:
+    fired: list[int] = []
+    for number in range(10):
+        loop.call_later(SECOND, lambda number=number: fired.append(number))
+    for _ in range(5000):
+        loop.call_later(500 * MS, lambda: fired.append(-1))()
+        assert len(loop._timers) <= 2 * 10 + CANCELLED_KEPT + 1
+    kernel.run_for(2 * SECOND)
+    assert fired == list(range(10))
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 2)), max_size=400))
+def test_what_is_cancelled_whenever_never_fires_and_all_else_does_in_order(
+    timers: list[tuple[int, int]],
+) -> None:
+    """Of each timer: when, and whether it is cancelled never, at once or at 25 ms."""
+    kernel = VirtualKernel(1)
+    loop = Loop(kernel.node("daemon").clock)
+    kernel.attach("daemon", loop)
+    fired: list[tuple[int, int]] = []
+    wanted: list[tuple[int, int]] = []
+    later = []
+    for number, (at_ms, cancelled) in enumerate(timers):
+        cancel = loop.call_later(at_ms * MS, partial(fired.append, (at_ms, number)))
+        if cancelled == 1:
+            cancel()
+        elif cancelled == 2:
+            later.append(cancel)
+        if cancelled == 0 or (cancelled == 2 and at_ms < 25):
+            wanted.append((at_ms, number))
+    loop.call_at(BOOT_NS + 25 * MS - 1, lambda: [cancel() for cancel in later])
+    kernel.run_for(100 * MS)
+    assert fired == sorted(wanted)
 
 
 def test_a_timer_armed_by_a_handler_for_now_waits_for_the_next_turn(loop: Loop) -> None:

@@ -73,14 +73,15 @@ class Stored:
             self._fail(Invariant.SEQUENCE, f"from {self.sequence} to {self._file.batches}")
         self.sequence = self._file.batches
         for record in batch:
-            if self._file.durable.get((record.kind, record.key)) not in self._may_be(record):
+            key = record.kind, record.key
+            found = self._file.durable.get(key)
+            if found != self.acknowledged.get(key) and found not in self._later(record):
                 self._fail(Invariant.ACKNOWLEDGED, f"record {record.kind}/{record.key}")
 
-    def _may_be(self, record: JournalRecord) -> list[bytes | None]:
-        """What was acknowledged, or what a later batch may have made of it already."""
+    def _later(self, record: JournalRecord) -> list[bytes | None]:
+        """What a later batch may have made of it already."""
         later = (other for batch in self.open for other in batch)
-        same = [r.value for r in later if (r.kind, r.key) == (record.kind, record.key)]
-        return [self.acknowledged.get((record.kind, record.key)), *same]
+        return [r.value for r in later if (r.kind, r.key) == (record.kind, record.key)]
 
 
 class WatchedJournal:
