@@ -23,7 +23,7 @@ from firmware.fields import FieldError
 from firmware.flight_recorder import RING_BYTES
 from firmware.journal import JournalError, Kind
 from firmware.loop import Loop
-from firmware.mover import mover_argv
+from firmware.mover import mover_argv, open_mailbox
 from firmware.recorded import open_recorder, recorded
 from firmware.watchdog import Watchdog
 from hal.errors import HalError, Unavailable
@@ -46,7 +46,7 @@ from hal.local.client import KeeperClient
 from hal.local.hostview import LocalHostView
 from hal.local.power import LocalPower
 from hal.local.window import submit_open_window
-from hal.ports import ByteStream, Done, Doorbell, Window
+from hal.ports import ByteStream, Done, Doorbell, Spawner, Window
 from hal.registry import Registry, World, parse_spec
 
 EXIT_START_FAILED = 3
@@ -86,17 +86,29 @@ class LocalSlotPorts:
 class LinuxSlotPorts:
     """A slot of a card on real devices: what its spec strings name. Its window is a mover's."""
 
-    def __init__(self, slot: Slot, registry: Registry, open_mover: Callable[[str], Mover]) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        registry: Registry,
+        spawner: Spawner,
+        open_mover: Callable[[str], Mover],
+    ) -> None:
         self._slot = slot
         self._registry = registry
+        self._spawner = spawner
         self._open_mover = open_mover
         self._mover: Mover | None = None  # started when the module's agent is there
 
     def open_mc(self) -> ByteStream:
-        return self._registry.open_stream(self._slot.mc)
+        return self._open(self._slot.mc)
 
     def open_agent(self) -> ByteStream:
-        return self._registry.open_stream(self._slot.agent)
+        return self._open(self._slot.agent)
+
+    def _open(self, text: str) -> ByteStream:
+        if text.startswith("mailbox:"):
+            return open_mailbox(text, self._spawner)
+        return self._registry.open_stream(text)
 
     def open_window(self, deadline_ns: int, done: Done[tuple[Window, Doorbell]]) -> None:
         slot = self._slot
@@ -123,7 +135,9 @@ def linux_ports(
         journal=SqliteJournal(state / "journal.db", loop, essential=ESSENTIAL_KINDS),
         blobs=LinuxBlobStore(state / "blobs", loop, workers),
         host=None,  # a module's processes are its own kernel's
-        slots={slot.id: LinuxSlotPorts(slot, registry, open_mover) for slot in board.slots},
+        slots={
+            slot.id: LinuxSlotPorts(slot, registry, spawner, open_mover) for slot in board.slots
+        },
         runc_roots={},
         wall_ns=clock.wall_ns,
     )

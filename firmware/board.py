@@ -341,7 +341,10 @@ def _check_unique(slots: Sequence[Slot], *, links: bool) -> None:
             names |= {
                 "mc": ("link", device_of(slot.mc)),
                 "agent": ("link", device_of(slot.agent)),
-                "window": ("window", device_of(slot.window)),
+                "window": (
+                    "window" if slot.window.startswith(("shm", "mock")) else "link",
+                    device_of(slot.window),
+                ),
             }
         if links and slot.pcie is not None:
             names["pcie"] = ("port", slot.pcie.port)

@@ -2,6 +2,7 @@
 
     links    serial:/dev/ttyS4?baud=115200          a tty
              smbus:SEGMENT[/MUX.CHANNEL]/0xADDRESS  MCTP over SMBus (DSP0237) on the board's segment
+             mailbox:0000:01:00.0/bar0?side=a       a small BAR (protocol/SPEC.md 17)
              mock:NAME
     window   shm:NAME                               the local board's keeper
              pci:0000:01:00.0/bar2?side=a           a BAR; also by the port above it:
@@ -27,8 +28,8 @@ from firmware.fields import Fields, nearest, shown
 LINKS: Final = {
     "local": ("serial", "mock"),
     "mock": ("serial", "mock"),
-    "linux": ("serial", "smbus"),
-    "cnm": ("serial",),
+    "linux": ("serial", "smbus", "mailbox"),
+    "cnm": ("serial", "mailbox"),
 }
 WINDOWS: Final = {
     "local": ("shm", "mock"),
@@ -46,8 +47,8 @@ KINDS: Final = tuple(LINKS)
 BAUDS: Final = range(300, 4_000_001)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
 _FUNCTION: Final = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
-_PCI_WINDOW: Final = re.compile(
-    rf"(?:pci|vfio):{_FUNCTION}(?:/[01][0-9a-f]\.[0-7]){{0,8}}/bar[0-5]\?side=[ab]"
+_PCI_MEMORY: Final = re.compile(
+    rf"(?:pci|vfio|mailbox):{_FUNCTION}(?:/[01][0-9a-f]\.[0-7]){{0,8}}/bar[0-5]\?side=[ab]"
 )
 _MAP_WINDOW: Final = re.compile(r"map:/[A-Za-z0-9_./-]{1,127}\?side=[ab]")
 _PCI_SLOT: Final = re.compile(r"pci_slot:[A-Za-z0-9_-]{1,32}(\?fence=(power|lease))?")
@@ -62,6 +63,8 @@ def read_link(fields: Fields, key: str, kind: str, known: Hardware) -> str:
         if isinstance(place, str) or options:
             want = place if isinstance(place, str) else "no options"
             raise fields.fail(key, f"after smbus: {want}", shown(spec))
+    elif scheme == "mailbox":
+        _check_memory(fields, key, spec)
     elif scheme == "serial":
         if not name.startswith("/") or "\0" in name:
             raise fields.fail(key, "serial:/absolute/path?baud=N", shown(spec))
@@ -78,9 +81,7 @@ def read_window(fields: Fields, kind: str) -> str:
     """Raises FieldError."""
     spec, scheme = _spec(fields, "window", WINDOWS[kind])
     if scheme in ("pci", "vfio"):
-        if _PCI_WINDOW.fullmatch(spec) is None:
-            want = f"{scheme}:0000:01:00.0/bar2?side=a, the function's address, BAR and side"
-            raise fields.fail("window", want, shown(spec))
+        _check_memory(fields, "window", spec)
     elif scheme == "map":
         if _MAP_WINDOW.fullmatch(spec) is None:
             raise fields.fail("window", "map:/absolute/path?side=a", shown(spec))
@@ -109,6 +110,13 @@ def _spec(fields: Fields, key: str, schemes: Sequence[str]) -> tuple[str, str]:
     return spec, scheme
 
 
+def _check_memory(fields: Fields, key: str, spec: str) -> None:
+    if _PCI_MEMORY.fullmatch(spec) is None:
+        scheme = spec.partition(":")[0]
+        want = f"{scheme}:0000:01:00.0/bar2?side=a, the function's address, BAR and side"
+        raise fields.fail(key, want, shown(spec))
+
+
 def _check_name(fields: Fields, key: str, spec: str) -> None:
     scheme, _, rest = spec.partition(":")
     name, mark, _ = rest.partition("?")
@@ -117,8 +125,10 @@ def _check_name(fields: Fields, key: str, spec: str) -> None:
 
 
 def device_of(spec: str) -> str:
-    """The device without its options: two baud rates do not make two ttys."""
+    """The device without its options: two baud rates do not make two ttys. A BAR is one, whether it
+    is a window or a mailbox."""
     scheme, _, rest = spec.partition(":")
+    scheme = "pci" if scheme in ("vfio", "mailbox") else scheme
     return f"{scheme}:{posixpath.normpath(rest.partition('?')[0])}"
 
 
@@ -128,7 +138,7 @@ def path_of(spec: str) -> str:
     name = posixpath.normpath(rest.partition("?")[0])
     if scheme in ("serial", "map"):
         return name
-    if scheme == "pci":
+    if scheme in ("pci", "mailbox"):
         function, *below, bar = name.split("/")
         path = f"/sys/bus/pci/devices/{function}"
         return path if below else f"{path}/resource{bar.removeprefix('bar')}"

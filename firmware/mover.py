@@ -15,13 +15,14 @@ Two connections in a row are one only while both stand:
 Bounds: the two rings, and one chunk held in each direction.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Final
 
 from firmware.window import SLOT_BYTES, WindowChannel
 from hal.errors import HalError
-from hal.ports import Doorbell, Entropy, Reactor, Window
+from hal.ports import ByteStream, Doorbell, Entropy, ProcessSpec, Reactor, Spawner, Window
 from protocol.window import geometry_for
 
 RING_MOST: Final = 64
@@ -170,6 +171,28 @@ def mover_argv(window: str, near_fds: str, control_fd: int) -> list[str]:
     """How a mover is started (`firmware.mover_app`)."""
     argv = [sys.executable, "-m", "firmware.mover_app", "--window", window]
     return [*argv, "--near", near_fds, "--control", str(control_fd)]
+
+
+def open_mailbox(link: str, spawner: Spawner) -> ByteStream:
+    """A control link `mailbox:BAR?side=S`, through a relay of its own that ends with the stream.
+    Raises HalError."""
+    stream, fd = spawner.stream_pair()
+    memory = "pci:" + link.removeprefix("mailbox:")
+    try:
+        spawner.spawn(
+            ProcessSpec(argv=mailbox_argv(memory, fd), env=dict(os.environ), pass_fds=(fd,)),
+            lambda _status: None,  # its end hangs the stream up, and the link is opened anew
+        )
+    except HalError:
+        stream.close()
+        raise
+    return stream
+
+
+def mailbox_argv(memory: str, stream_fd: int) -> list[str]:
+    """How a mailbox's relay is started."""
+    argv = [sys.executable, "-m", "firmware.mover_app", "--mailbox", memory]
+    return [*argv, "--control", str(stream_fd)]
 
 
 def ring_entries_for(half_bytes: int, slot_bytes: int) -> int:

@@ -1,9 +1,11 @@
-"""The mover as a process: the composition root of `firmware.mover`. Its owner is `hal.linux.mover`.
+"""The processes that alone touch BARs: the composition root of `firmware.mover` and `.mailbox`.
 
     python -m firmware.mover_app --window SPEC --near MEMFD,BELL,BELL --control FD
+    python -m firmware.mover_app --mailbox SPEC --control FD     the stream carries the link itself
 
-Words on the control stream: `up`, `down CAUSE`, `alive` each second. It ends when that stream does,
-with status 0; with 1 when its window can't be opened, or has failed.
+The first one's owner is `hal.linux.mover`. Words on its control stream: `up`, `down CAUSE`, `alive`
+each second. It ends when that stream does, with status 0; with 1 when its window can't be opened,
+or has failed.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import sys
 from typing import Final
 
 from firmware.loop import MS, Loop
+from firmware.mailbox import open_relay
 from firmware.mover import Bridge
 from hal.errors import HalError, LinkDown
 from hal.linux.clock import LinuxClock
@@ -27,11 +30,15 @@ CAUSE_LIMIT: Final = 900  # characters
 def main(argv: list[str] | None = None) -> int:
     """Run until the owner hangs up or the window fails."""
     parser = argparse.ArgumentParser(prog="firmware.mover_app")
-    parser.add_argument("--window", required=True, help="spec string, see hal/registry.py")
-    parser.add_argument("--near", required=True, help="memfd, bell to hear, bell to ring")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--window", help="spec string, see hal/registry.py")
+    what.add_argument("--mailbox", help="the same, of a memory that carries a control link")
+    parser.add_argument("--near", default="", help="memfd, bell to hear, bell to ring")
     parser.add_argument("--control", required=True, type=int)
     options = parser.parse_args(argv)
     control = StreamSocket.from_fd(options.control)
+    if options.mailbox is not None:
+        return _run_mailbox(options.mailbox, control)
     try:
         return _run(options.window, options.near, control)
     except (HalError, ValueError) as exc:
@@ -66,6 +73,26 @@ def _run(window: str, near_fds: str, control: StreamSocket) -> int:
         _tell(control, f"down {causes[0]}")
         return 1
     bridge.close()
+    return 0
+
+
+def _run_mailbox(memory: str, stream: StreamSocket) -> int:
+    """Until the owner hangs up, or the memory is gone: then its end of the stream hangs up."""
+    loop = Loop(LinuxClock())
+    causes: list[str] = []
+
+    def end(why: str) -> None:
+        causes.append(why)
+        loop.stop()
+
+    try:
+        pair = Registry(World(reactor=loop)).open_shared_window(memory)
+        open_relay(stream, pair, loop, LinuxEntropy(), end)
+    except HalError as exc:
+        _say(f"mailbox {memory}: {exc}")
+        return 1
+    loop.run()
+    _say(f"mailbox {memory}: {causes[0] if causes else 'stopped'}")
     return 0
 
 

@@ -35,6 +35,7 @@ WORD: Final = 0xFFFF_FFFF  # indexes are free-running u32
 
 KIND_BLOB: Final = 1  # a chunk of a blob transfer (SPEC 11)
 KIND_LOG: Final = 2  # log bytes (SPEC 12)
+KIND_MCTP: Final = 3  # an MCTP packet; of a mailbox alone (SPEC 17)
 
 HEADER_WIRE: Final = cs.Struct(
     "magic" / cs.Const(MAGIC, cs.Int32ul),

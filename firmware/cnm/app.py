@@ -26,7 +26,7 @@ from firmware.cnm.init import InitPorts, build_init
 from firmware.cnm.supervisor import StartAgent
 from firmware.fields import FieldError
 from firmware.loop import MS, Loop
-from firmware.mover import mover_argv
+from firmware.mover import mover_argv, open_mailbox
 from hal.bar_layout import BarLayout
 from hal.errors import HalError
 from hal.linux.blobs import LinuxBlobStore
@@ -117,12 +117,13 @@ def _run_init(config: CnmConfig, keeper_fd: int) -> int:
     window_fds = _window_fds(keeper_fd)
     half_bytes = window_fds.half_bytes if window_fds else _half_bytes(config.window)
     registry = Registry(World(reactor=loop))
+    spawner = LinuxSpawner(children, tree)
     init = build_init(
         config,
         InitPorts(
             reactor=loop,
             entropy=LinuxEntropy(),
-            open_mc=lambda: registry.open_stream(config.mc),
+            open_mc=lambda: _open_link(config.mc, registry, spawner),
             start_agent=_agent_starter(config, children, tree, window_fds, overlay=is_pid_1),
             runtimes=_runtimes(config, loop, children, tree),
             files=LinuxFiles(config.state_dir),
@@ -228,6 +229,12 @@ def _window_fds(keeper_fd: int) -> WindowFds | None:
         return None
 
 
+def _open_link(text: str, registry: Registry, spawner: LinuxSpawner) -> ByteStream:
+    if text.startswith("mailbox:"):
+        return open_mailbox(text, spawner)
+    return registry.open_stream(text)
+
+
 def _half_bytes(window: str) -> int:
     """What each end may write into the window that the config names; 0 while it is not there."""
     if not window:
@@ -275,12 +282,12 @@ def _run_agent(
     workers = Workers(loop)
     blobs = LinuxBlobStore(f"{config.state_dir}/blobs", loop, workers)
     registry = Registry(World(reactor=loop))
+    spawner = LinuxSpawner(Children(loop), CgroupTree.detect())
     window: Window | None = None
     doorbell: Doorbell | None = None
     if len(window_fds) == 3:
         window, doorbell = shm_window_from_fds(*window_fds, "cnm")
     elif config.window:
-        spawner = LinuxSpawner(Children(loop), CgroupTree.detect())
         window, doorbell = Mover(config.window, spawner, loop, mover_argv, say=_say).pair()
 
     def ended(text: str) -> None:
@@ -292,7 +299,7 @@ def _run_agent(
         AgentPorts(
             reactor=loop,
             entropy=LinuxEntropy(),
-            open_link=lambda: registry.open_stream(config.agent),
+            open_link=lambda: _open_link(config.agent, registry, spawner),
             init_stream=StreamSocket.from_fd(init_fd),
             window=window,
             doorbell=doorbell,

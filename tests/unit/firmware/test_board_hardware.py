@@ -169,6 +169,13 @@ BAD = {  # what is changed; the key, a text that its line holds (the last such l
     "a window by the keeper": (
         "pci:0000:01:00.0/bar2?side=a", "shm:a", "slot[0].window", "shm:a", "pci, vfio, map",
     ),
+    "a BAR that is window and mailbox": (
+        "smbus:mod0/mux0.0/0x30", "mailbox:0000:01:00.0/bar2?side=a", "slot[0].window",
+        "window = ", "slot[0].mc",
+    ),
+    "a mailbox without a BAR": (
+        "smbus:mod0/mux0.0/0x30", "mailbox:0000:01:00.0", "slot[0].mc", "mailbox:", "bar2",
+    ),
     "power by the keeper": ('= "none"', '= "local"', "slot[0].power", "local", "pci_slot"),
     "a clock that SMBus has not": ("= 400", "= 500", "smbus[0].clock_khz", "= 500", "100"),
     "an unknown key of a device": (
