@@ -13,6 +13,7 @@ need qemu-system-x86_64 qemu-system-x86
 need busybox busybox-static
 need modprobe kmod
 need setpriv util-linux
+need lspci pciutils
 kernel=""
 for image in /boot/vmlinuz-*-amd64; do
     [ -e "/lib/modules/${image#/boot/vmlinuz-}/modules.dep" ] && kernel="$image"
