@@ -95,6 +95,14 @@ class EventCode(StrEnum):
     EVENTS_GAP = "events.gap"
     EVENTS_SUPPRESSED = "events.suppressed"
     LINK_DIALECT = "link.dialect"
+    BUS_MUX = "bus.mux"
+    SENSOR_ABSENT = "sensor.absent"
+    SENSOR_WRONG = "sensor.wrong"
+    SENSOR_FAILED = "sensor.failed"
+    SENSOR_STUCK = "sensor.stuck"
+    SENSOR_LIMIT = "sensor.limit"
+    SENSOR_GOOD = "sensor.good"
+    FRU_BAD = "fru.bad"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
