@@ -1,8 +1,9 @@
 """Numbered chunks through a window by processes that may be killed at any time.
 
-The reader keeps in a small file how many chunks it has, and the CRC-32C of all of them; after each
+The reader keeps in a small file how many chunks it has, and a CRC-32C over their ends; after each
 connection it tells the writer which one it wants next. A chunk that comes twice, out of order or
-changed ends the reader with an error. `Worker` is such a process, forked from this one.
+changed ends the reader with an error (each has a CRC-32C of its own in the ring, too). `Worker` is
+such a process, forked from this one.
 """
 
 import os
@@ -22,6 +23,7 @@ from protocol.crc import crc32c
 from protocol.window import KIND_BLOB, KIND_LOG
 
 CHUNK_BYTES: Final = 65_536
+END_BYTES: Final = 64
 LIMIT_NS: Final = 900_000_000_000
 _PROGRESS: Final = struct.Struct("<QQ")  # chunks, CRC of them
 _PATTERN: Final = b"".join(
@@ -37,10 +39,10 @@ def chunk(number: int) -> bytes:
 
 
 def crc_of(chunks: int) -> int:
-    """CRC-32C over all of them."""
+    """CRC-32C over the ends of all of them."""
     crc = 0
     for number in range(chunks):
-        crc = crc32c(chunk(number), crc)
+        crc = crc32c(chunk(number)[-END_BYTES:], crc)
     return crc
 
 
@@ -114,7 +116,7 @@ def read(spec: str, chunks: int, kept: Path) -> None:
     def got(_kind: int, _transfer: int, number: int, data: bytes) -> None:
         assert number == state["count"], f"chunk {number} came, {state['count']} was wanted"
         assert data == chunk(number), f"chunk {number} is not what was sent"
-        state["crc"] = crc32c(data, int(state["crc"]))
+        state["crc"] = crc32c(data[-END_BYTES:], int(state["crc"]))
         state["count"] = number + 1
         os.pwrite(fd, _PROGRESS.pack(state["count"], state["crc"]), 0)
         if state["count"] == chunks:
