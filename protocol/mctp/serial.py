@@ -39,6 +39,7 @@ __all__ = ["MAX_FRAME_BYTES", "SerialDeframer", "frame_serial"]
 MAX_FRAME_BYTES: Final = HEAD_BYTES + 2 * MAX_PACKET_BYTES + TAIL_BYTES + 2
 
 
+SHORTEST: Final = HEAD_BYTES + TAIL_BYTES - 1  # from the opening flag to the closing one
 _FLAG: Final = bytes([FLAG])
 _DROPPED: Final = {dialect: f"dialect_{dialect.value.lower()}" for dialect in Dialect}
 _Usual: TypeAlias = Callable[[bytes, int, int], bytes]
@@ -108,7 +109,7 @@ class SerialDeframer:
                 at += 1
                 continue
             closing = data.find(FLAG, at + HEAD_BYTES)
-            if closing >= 0 and data[at + 1] == REVISION:
+            if closing >= at + SHORTEST and data[at + 1] == REVISION:
                 packet = usual(data, at, closing)
                 if packet and len(packet) <= self._max_packet_bytes:
                     packets.append(packet)
