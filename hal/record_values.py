@@ -26,10 +26,10 @@ def encode(value: Any) -> Any:
     """Raises TypeError for a value that no port has: a slip of our own."""
     if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, Enum):  # before int: some are numbers too
+    if isinstance(value, Enum) and type(value) is _ENUMS.get(type(value).__name__):
         return {"enum": type(value).__name__, "value": value.value}
-    if isinstance(value, int):
-        return value
+    if isinstance(value, int):  # an opcode's name is no business of the port's
+        return int(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return {"hex": bytes(value).hex()}
     if isinstance(value, HalError):
