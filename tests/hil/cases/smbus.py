@@ -12,10 +12,15 @@ from typing import Any, Final
 
 import pytest
 
+from firmware.board_hardware import Device, Hardware, Place, Segment
+from firmware.events import EventLog
 from firmware.sensors.eeprom import Eeprom, read_fru, write_fru
+from firmware.sensors.monitor import SensorMonitor
 from firmware.sensors.steps import At, BadAnswer, Steps, run_steps
-from hal.errors import Absent, HalError
+from hal.errors import Absent, HalError, Unavailable
 from hal.linux.smbus import LinuxSmbusSegment
+from hal.linux.smbus_target import LinuxSmbusTarget
+from hal.registry import Registry, World
 from hal.smbus_ports import SmbusKind, SmbusTransfer
 from protocol.fru import BoardInfo, Fru, FruField, ProductInfo
 from tests.contract import test_smbus as contract
@@ -150,6 +155,67 @@ def every_sensor_driver_reads_registers_that_change_underneath_on_i2c_stub(
         driver="i2c_stub",
         device=f"i2c-{number}",
         numbers={"parts": len(CHECKS), "transfers": transfers},
+    )
+
+
+@case(on=CARD)
+def adapters_without_target_mode_say_that_they_carry_no_mctp(ctx: Context) -> Evidence:
+    number, function = _i801(ctx)
+    told = []
+    with _stub(ctx, (0x41,)) as stub:
+        for bus in (number, stub):
+            with _segment(bus) as (_world, segment):
+                try:
+                    LinuxSmbusTarget(bus, 0x12, segment.capabilities)
+                except Unavailable as exc:
+                    told.append(str(exc))
+    assert len(told) == 2, told
+    assert all("no MCTP over SMBus" in text for text in told), told
+    return Evidence(
+        driver="i801_smbus, i2c_stub",
+        device=f"{function} i2c-{number}, i2c-{stub}",
+        numbers={"told": told[0]},
+    )
+
+
+@case(on=CARD)
+def an_absent_sensor_is_told_once_by_the_monitor_on_i2c_stub(ctx: Context) -> Evidence:
+    """A board of two TMP75, of which one is not there."""
+    with _stub(ctx, (0x48,)) as number:
+        segments = (Segment(id="s0", bus=f"i2c:{number}", clock_khz=100),)
+        limits = {"channel": 0, "temp_high_mdegc": 70_000, "temp_critical_mdegc": 90_000}
+
+        def part(name: str, role: str, kind: str, address: int, numbers: Any) -> Device:
+            place = Place(segment="s0", muxes=(), address=address)
+            return Device(id=name, role=role, part=kind, place=place, numbers=numbers)
+
+        devices = (
+            part("here", "temp", "tmp75", 0x48, limits),
+            part("gone", "temp", "tmp75", 0x49, limits),
+        )
+        world = RealWorld()
+        events = EventLog(world.reactor, lambda: 0)
+        registry = Registry(World(reactor=world.reactor))
+        monitor = SensorMonitor(
+            world.reactor,
+            registry.open_smbus,
+            Hardware(segments=segments, devices=devices),
+            events,
+        )
+        try:
+            monitor.start()
+            world.run_until(lambda: len(events.since(0)) > 0, limit_s=40)
+            world.run_for(3)
+            codes = [str(event.code) for event in events.since(0)]
+            assert codes == ["sensor.absent"], codes
+            assert events.since(0)[0].data["device"] == "gone"
+            assert monitor.readings("here") is not None
+            polls = monitor.counters["polls"]
+        finally:
+            monitor.close()
+            world.close()
+    return Evidence(
+        driver="i2c_stub", device=f"i2c-{number}/0x49", numbers={"polls": polls, "events": 1}
     )
 
 
