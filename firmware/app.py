@@ -140,6 +140,7 @@ def linux_ports(
         },
         runc_roots={},
         wall_ns=clock.wall_ns,
+        smbus=registry.open_smbus,
     )
 
 
@@ -273,6 +274,8 @@ def _serve(
         signal.signal(number, lambda number, _frame: loop.post(lambda: on_signal(number)))
     loop.run()
     server.close()
+    if card.sensors is not None:
+        card.sensors.close()
     card.journal.close()
     return status["code"]
 

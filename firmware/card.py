@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from firmware.board_types import Board, Slot
 from firmware.decisions import Decisions
@@ -36,8 +36,12 @@ from firmware.status import StatusReader
 from firmware.storage import Volumes
 from firmware.views import Views
 from hal.ports import BlobStore, Entropy, HostView, JournalStore, SlotPower
+from hal.smbus_ports import SmbusSegment
 from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telemetry
 from protocol.mctp.serial_frame import Dialect
+
+if TYPE_CHECKING:
+    from firmware.sensors.monitor import SensorMonitor
 
 SOFTWARE: Final = "apf-card/0.1.0"
 SCAN_NS: Final = 250 * MS
@@ -58,6 +62,7 @@ class CardPorts:
     slots: Mapping[str, CnmPorts]
     runc_roots: Mapping[str, str]
     wall_ns: Callable[[], int]
+    smbus: Callable[[str], SmbusSegment] | None = None  # opens a segment by its spec string
 
 
 class Card:
@@ -168,6 +173,7 @@ class Card:
             loop, ports.blobs, self.images, self.volumes, idle=self._nothing_moves
         )
         self.inventory.on_change = self.on_cnm_change
+        self.sensors = self._sensor_monitor()
 
     def start(self, done: Callable[[JournalError | None], None]) -> None:
         """Read the journal, write the new epoch, then open the links: `done(None)` when the card
@@ -189,10 +195,32 @@ class Card:
 
         self.decisions.begin_epoch(self._ports.entropy.random_bytes(CARD_UUID_BYTES), begun)
 
+    def _sensor_monitor(self) -> "SensorMonitor | None":
+        """Of the board's SMBus, where it has one that can be opened."""
+        board, open_segment = self.board, self._ports.smbus
+        if open_segment is None or not board.hardware.segments:
+            return None
+        from firmware.sensors.monitor import SensorMonitor  # a dozen drivers: where they are used
+
+        def is_on(name: str) -> bool:
+            cnm = self.inventory.get(name)
+            return cnm is not None and (cnm.power is None or cnm.power.power_good)
+
+        return SensorMonitor(
+            self.loop,
+            open_segment,
+            board.hardware,
+            self.events,
+            slot_devices={slot.id: slot.devices for slot in board.slots},
+            is_on=is_on,
+        )
+
     def _open_slots(self) -> None:
         for slot in self.board.slots:
             self.inventory.add(self._open_slot(slot))
         self.fencing.start()
+        if self.sensors is not None:
+            self.sensors.start()
         for cnm in self.inventory:
             self.placer.update(cnm)
         self.loop.every(SCAN_NS, self.discovery.scan_cnms)
@@ -375,6 +403,7 @@ class Card:
             "longest_stall_ms": self.loop.longest_turn_ns // MS,
             "cnms": states,
             "leased": leased,
+            "sensors": self.sensors.to_json() if self.sensors is not None else [],
             "workloads": len(self.decisions.workloads),
             "assignments": len(self.decisions.assignments),
             "journal": {

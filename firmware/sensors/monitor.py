@@ -98,6 +98,25 @@ class SensorMonitor:
         watch = self._watches.get(device)
         return frozenset(watch.open) if watch is not None else frozenset()
 
+    def to_json(self) -> list[dict[str, object]]:
+        """For `apf status`: each part, what it reads, and what is wrong with it."""
+        now_ns = self._reactor.now_ns()
+        found: list[dict[str, object]] = []
+        for name, watch in self._watches.items():
+            readings = watch.readings(now_ns)
+            entry: dict[str, object] = {
+                "id": name,
+                "role": watch.device.role,
+                "part": watch.device.part,
+                "cnm": self._cnm_of.get(name),
+                "readings": None if readings is None else dict(readings),
+                "wrong": sorted(watch.open),
+            }
+            if readings is None:
+                entry["readings_error"] = str(watch.error or "not read for too long")
+            found.append(entry)
+        return found
+
     # --- segments ---
 
     def _open(self, name: str, bus: str) -> None:
