@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hal.errors import HalError, PeerGone, Refused, Unavailable
 from hal.local import libc, rundir, spawn, wire
@@ -30,6 +30,9 @@ from hal.local.shared import SharedWindow
 from hal.local.slot import Slot, SlotHooks, SlotHost, state_json
 from hal.local.wire import JsonObject
 from hal.ports import Event, PowerAction, SlotState
+
+if TYPE_CHECKING:
+    from hal.local.functions import HeldFunctions
 
 _FLUSH_NS: Final = 20_000_000  # for the last answers, before the sockets close
 
@@ -63,6 +66,7 @@ class Keeper:
         )
         self.relays: dict[int, dict[str, Relay]] = {}
         self.windows: dict[int, SharedWindow] = {}
+        self._functions: HeldFunctions | None = None
         self.slots: dict[int, Slot] = {}
         self._server: Server | None = None
         self.stopping = False
@@ -101,6 +105,15 @@ class Keeper:
             "clients": self._server.clients if self._server is not None else 0,
         }
 
+    @property
+    def functions(self) -> "HeldFunctions":
+        """PCI functions; loaded when the first is asked for: most boards have none."""
+        if self._functions is None:
+            from hal.local.functions import HeldFunctions
+
+            self._functions = HeldFunctions(self._loop)
+        return self._functions
+
     def window_of(self, number: int) -> SharedWindow:
         window = self.windows.get(number)
         if window is None:
@@ -138,6 +151,8 @@ class Keeper:
                 relay.close()
         for window in self.windows.values():
             window.close()
+        if self._functions is not None:
+            self._functions.close()
         board = SlotCgroup(self._host.trees, f"/apf/{self._config.run_id}")
         board.remove()
         board.remove_parents()

@@ -8,6 +8,8 @@
                                      hal/local/faults.py; without link: all of the slot's
     window_cut     {slot, cut}       hal/local/shared.py
     window_corrupt {slot, flips, seed}
+    vfio     {address}               + container, group, device of a PCI function, held from then
+    vfio_release   {address}         let go of it (hal/local/functions.py)
     shutdown                         power off, then exit
 
 A slot is named by its number. What is wrong is refused in words and changes nothing.
@@ -16,7 +18,7 @@ A slot is named by its number. What is wrong is refused in words and changes not
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from hal.errors import HalError, Refused, Unavailable
 from hal.local import rundir
@@ -26,7 +28,12 @@ from hal.local.server import Client
 from hal.local.shared import FLIPS_LIMIT, SharedWindow
 from hal.local.slot import Slot, state_json
 from hal.local.wire import JsonObject
+from hal.pci_ports import PciAddress
 from hal.ports import PowerAction, SlotState
+
+if TYPE_CHECKING:
+    from hal.linux.vfio_group import VfioFds
+    from hal.local.functions import HeldFunctions
 
 LINKS_SHOWN_LIMIT: Final = 16  # slots whose links fit one answer
 PIDS_LIMIT: Final = 512  # of one answer: it has to fit a packet
@@ -43,6 +50,8 @@ class Board(Protocol):
     def relays(self) -> Mapping[int, Mapping[str, Relay]]: ...
     @property
     def windows(self) -> Mapping[int, SharedWindow]: ...
+    @property
+    def functions(self) -> "HeldFunctions": ...
     @property
     def stopping(self) -> bool: ...
     def about(self) -> JsonObject: ...
@@ -63,6 +72,8 @@ class Requests:
             "fault": self._fault,
             "window_cut": self._window_cut,
             "window_corrupt": self._window_corrupt,
+            "vfio": self._vfio,
+            "vfio_release": self._vfio_release,
             "shutdown": self._shutdown,
         }
 
@@ -159,6 +170,20 @@ class Requests:
         self._board.window_of(self._slot_of(request).config.slot).set_corrupt(flips, seed)
         client.answer(request, {})
 
+    def _vfio(self, client: Client, request: JsonObject) -> None:
+        def opened(fds: "VfioFds | HalError") -> None:
+            if isinstance(fds, HalError):
+                client.fail(request, fds)
+            else:
+                held = [fds.container_fd, fds.group_fd, fds.device_fd]
+                client.answer(request, {"group": fds.group, "iommu": fds.iommu}, held)
+
+        self._board.functions.submit_fds(_address(request), opened)
+
+    def _vfio_release(self, client: Client, request: JsonObject) -> None:
+        self._board.functions.release(_address(request))
+        client.answer(request, {})
+
     def _shutdown(self, client: Client, request: JsonObject) -> None:
         def on_off(failures: list[str]) -> None:
             if failures:
@@ -175,6 +200,13 @@ class Requests:
             known = ", ".join(map(str, self._board.slots)) or "none"
             raise Refused(f"slot {number!r} is not on this board; known: {known}")
         return slot
+
+
+def _address(request: JsonObject) -> PciAddress:
+    text = request.get("address")
+    if not isinstance(text, str):
+        raise Refused(f"address: {text!r}, wanted a PCI address like '0000:3b:00.0'")
+    return PciAddress.parse(text)
 
 
 def _integer(request: JsonObject, key: str, low: int, high: int) -> int:

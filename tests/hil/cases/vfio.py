@@ -6,16 +6,21 @@ port, whose secondary bus reset reaches it.
 """
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from firmware.loop import Loop
-from hal.errors import Unavailable
+from hal.errors import HalError, Unavailable
 from hal.linux.clock import LinuxClock
 from hal.linux.pci_bus import LinuxPciBus
 from hal.linux.vfio import VfioHost
+from hal.linux.vfio_group import VfioFds
+from hal.local.functions import HeldFunctions
 from hal.pci_ports import InterruptKind, PciAddress, PciEvent, PciEventKind
 from hal.ports import Event
 from tests.contract import edu
@@ -24,14 +29,29 @@ from tests.contract import test_pci_function as checks
 from tests.contract.backends_pci import DRIVER, linux_bus, linux_function
 from tests.contract.edu import Edu
 from tests.contract.worlds import RealWorld
-from tests.hil.case import Context, Evidence, case
-from tests.hil.machines import CARD
+from tests.hil.case import Context, Evidence, case, rig_case
+from tests.hil.machines import CARD, device
+from tests.hil.rig import Rig
+from tools.rig.qemu import Machine
 
 _EDU: Final = "1234:11e8"
 _PORT: Final = "port3"
 _SLOT: Final = "3"
 _SCRATCH: Final = Path("/tmp")
 _PAGE: Final = 4096
+_ICS: Final = 0x00C8  # 82574L: interrupt cause set
+_IMS: Final = 0x00D0  # interrupt mask set
+_IVAR: Final = 0x00E4  # vector allocation
+_RDBAL: Final = 0x2800  # receive descriptor base
+_RXQ0: Final = 1 << 20
+_RXQ1: Final = 1 << 21
+_TXQ0: Final = 1 << 22
+_NO_REMAPPING: Final = Machine(
+    name="no-remapping",
+    memory_mib=768,
+    options=(*("-device", "intel-iommu,intremap=off"), *device("edu,id=edu0,addr=3.0")),
+    kernel_args="intel_iommu=on",
+)
 _DMAR: Final = r"DMAR:"  # the IOMMU tells of the access that it has stopped
 
 
@@ -233,6 +253,126 @@ def a_function_is_removed_in_order_while_vfio_holds_it(ctx: Context) -> Evidence
     return Evidence(driver=DRIVER, device=str(address), numbers=numbers)
 
 
+@case(on=CARD)
+def a_group_that_the_kernel_drives_too_is_refused_with_its_names(ctx: Context) -> Evidence:
+    """The chipset's LPC bridge, SATA and SMBus are one IOMMU group; SATA alone is given up."""
+    ctx.modprobe("vfio-pci")
+    ctx.modprobe("i2c-i801")
+    sata = PciAddress.parse(ctx.pci("8086:2922"))
+    smbus = ctx.pci("8086:2930")
+    clock = LinuxClock()
+    loop = Loop(clock)
+    bus = LinuxPciBus(loop)
+    try:
+        bus.bind(sata, DRIVER)
+        words = _refusal(VfioHost(loop), sata)
+    finally:
+        bus.restore()
+        bus.close()
+        loop.close()
+        clock.close()
+    assert "is not viable" in words, words
+    assert f"{smbus} (i801_smbus)" in words, words
+    return Evidence(driver=DRIVER, device=str(sata), numbers={"said": words})
+
+
+@case(on=CARD, deadline_s=120)
+def msix_vectors_reach_their_own_eventfds(ctx: Context) -> Evidence:
+    """On an e1000e (Intel 82574L datasheet 3.4: 10.2.4.3 ICS, 10.2.4.5 IMS, 10.2.4.8 IVAR), whose
+    registers a reset takes back, too (10.2.6.1 RDBAL)."""
+    ctx.modprobe("vfio-pci")
+    with _plugged(ctx, "e1000e") as address, _opened(ctx, address) as (loop, function, _told):
+        mmio = function.map(0)
+        vectors = function.interrupts(InterruptKind.MSIX, 3)
+        counts = [0] * len(vectors)
+        for number, vector in enumerate(vectors):
+            loop.watch(vector.handle, Event.READ, _counter(counts, number, vector.clear))
+        mmio.write32(_IVAR, 0x0000_0A98)  # RxQ0 to vector 0, RxQ1 to 1, TxQ0 to 2; bit 3: valid
+        mmio.write32(_IMS, _RXQ0 | _RXQ1 | _TXQ0)
+        for cause, want in ((_RXQ1, [0, 1, 0]), (_TXQ0, [0, 1, 1]), (_RXQ0, [1, 1, 1])):
+            mmio.write32(_ICS, cause)
+            ctx.wait(lambda want=want: counts == want, f"interrupts {want}", turn=loop.step)  # type: ignore[misc]
+        vectors[1].mask()
+        mmio.write32(_ICS, _RXQ1)
+        mmio.write32(_ICS, _RXQ0)
+        ctx.wait(lambda: counts == [2, 1, 1], "one of two, the other masked", turn=loop.step)
+        for vector in vectors:
+            loop.unwatch(vector.handle)
+            vector.close()
+        mmio.write32(_RDBAL, 0xABCD_0000)
+        assert mmio.read32(_RDBAL) == 0xABCD_0000
+        function.reset()
+        assert mmio.read32(_RDBAL) == 0
+        numbers = {"vectors": len(vectors), "interrupts": sum(counts)}
+        return Evidence(driver=DRIVER, device=str(address), numbers=numbers)
+
+
+@case(on=CARD, deadline_s=120)
+def a_daemon_that_is_killed_resets_no_function(ctx: Context) -> Evidence:
+    """The keeper's half holds the descriptors; a daemon works on copies, is killed, and the next
+    one finds the device as it was. When the keeper lets go, it is disabled."""
+    ctx.modprobe("vfio-pci")
+    clock = LinuxClock()
+    loop = Loop(clock)
+    bus = LinuxPciBus(loop)
+    held = HeldFunctions(loop)
+    with _plugged(ctx, "e1000e") as address:
+        try:
+            bus.bind(address, DRIVER)
+            first = _kept(ctx, loop, held, address)
+            pid = os.fork()
+            if pid == 0:  # the daemon
+                _work_and_die(first, address)
+            assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+            function = VfioHost(loop).adopt(address, _copies(_kept(ctx, loop, held, address)))
+            master_before = function.read_config(0x04, 2) >> 2 & 1
+            value = function.map(0).read32(_RDBAL)
+            buffer = function.dma(_PAGE)  # at an address that the dead one had in use
+            again_at = buffer.iova
+            function.close()
+            assert (master_before, value) == (1, 0x5A5A_0000), (master_before, hex(value))
+            held.release(address)
+            function = VfioHost(loop).open(address)
+            value_after, master_after = (
+                function.map(0).read32(_RDBAL),
+                function.read_config(0x04, 2) >> 2 & 1,
+            )
+            function.close()
+            assert (master_after, value_after) == (0, 0), (master_after, hex(value_after))
+        finally:
+            held.close()
+            bus.restore()
+            bus.close()
+            loop.close()
+            clock.close()
+    return Evidence(driver=DRIVER, device=str(address), numbers={"iova": hex(again_at)})
+
+
+@rig_case(deadline_s=180)
+def interrupt_remapping_that_is_off_is_said(rig: Rig) -> Evidence:
+    [guest] = rig.boot(_NO_REMAPPING)
+    words = guest.call(_try_to_open)
+    assert "interrupt remapping is off" in words, words
+    assert "allow_unsafe_interrupts is N" in words, words
+    return Evidence(driver=DRIVER, device=_EDU, numbers={"said": words})
+
+
+def _try_to_open(ctx: Context) -> str:
+    ctx.modprobe("vfio-pci")
+    address = PciAddress.parse(ctx.pci(_EDU))
+    clock = LinuxClock()
+    loop = Loop(clock)
+    bus = LinuxPciBus(loop)
+    try:
+        bus.bind(address, DRIVER)
+        return _refusal(VfioHost(loop), address)
+    finally:
+        bus.restore()
+        bus.close()
+        loop.close()
+        clock.close()
+
+
 # --- what the cases share ---
 
 
@@ -258,9 +398,47 @@ def _opened(ctx: Context, address: PciAddress) -> Iterator[tuple[Loop, Any, list
         clock.close()
 
 
-def _plug(ctx: Context) -> PciAddress:
+def _counter(counts: list[int], number: int, clear: Callable[[], int]) -> Callable[[Event], None]:
+    def ready(_events: Event) -> None:
+        counts[number] += clear()
+
+    return ready
+
+
+def _kept(ctx: Context, loop: Loop, held: HeldFunctions, address: PciAddress) -> VfioFds:
+    got: list[VfioFds | HalError] = []
+    held.submit_fds(address, got.append)
+    ctx.wait(lambda: bool(got), "the keeper's descriptors", turn=loop.step)
+    assert isinstance(got[0], VfioFds), got
+    return got[0]
+
+
+def _copies(fds: VfioFds) -> VfioFds:
+    """As SCM_RIGHTS makes them."""
+    return replace(
+        fds,
+        container_fd=os.dup(fds.container_fd),
+        group_fd=os.dup(fds.group_fd),
+        device_fd=os.dup(fds.device_fd),
+    )
+
+
+def _work_and_die(fds: VfioFds, address: PciAddress) -> NoReturn:
+    """A daemon's life, in a process of its own: registers, a buffer, interrupts, SIGKILL."""
+    loop = Loop(LinuxClock())
+    function = VfioHost(loop).adopt(address, _copies(fds))
+    mmio = function.map(0)
+    mmio.write32(_RDBAL, 0x5A5A_0000)
+    function.dma(_PAGE)
+    function.interrupts(InterruptKind.MSIX, 2)
+    if mmio.read32(_RDBAL) == 0x5A5A_0000:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def _plug(ctx: Context, driver: str = "edu") -> PciAddress:
     before = {path.name for path in Path("/sys/bus/pci/devices").iterdir()}
-    ctx.host("device_add", {"driver": "edu", "id": "plugged", "bus": _PORT})
+    ctx.host("device_add", {"driver": driver, "id": "plugged", "bus": _PORT})
 
     def new() -> list[str]:
         now = {path.name for path in Path("/sys/bus/pci/devices").iterdir()}
@@ -272,8 +450,8 @@ def _plug(ctx: Context) -> PciAddress:
 
 
 @contextlib.contextmanager
-def _plugged(ctx: Context) -> Iterator[PciAddress]:
-    address = _plug(ctx)
+def _plugged(ctx: Context, driver: str = "edu") -> Iterator[PciAddress]:
+    address = _plug(ctx, driver)
     try:
         yield address
     finally:
