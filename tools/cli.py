@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "image": ("tools.commands.image:image_group", "Images: import, ls, rm."),
     "volume": ("tools.commands.volume:volume_group", "Volumes: ls, flush."),
     "board": ("tools.commands.board:board_group", "Board files: check."),
+    "cxl": ("tools.commands.cxl:cxl_group", "CXL memory devices: ls, show; --record FILE."),
     "decode": ("tools.decode:decode_command", "Decode captured bytes, layer by layer."),
     "bench": ("tools.bench.command:bench_command", "Figures beside their baselines."),
     "sim": ("tools.sim.command:sim_command", "A card on virtual time, under every fault."),
