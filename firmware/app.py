@@ -36,6 +36,7 @@ from hal.linux.files import LinuxFiles
 from hal.linux.journal import SqliteJournal
 from hal.linux.mover import Mover
 from hal.linux.notify import open_notifier
+from hal.linux.pci_bus import LinuxPciBus
 from hal.linux.serial import SerialLine
 from hal.linux.slot_power import LinuxSlotPower, slot_switch
 from hal.linux.spawner import LinuxSpawner
@@ -141,6 +142,7 @@ def linux_ports(
         runc_roots={},
         wall_ns=clock.wall_ns,
         smbus=registry.open_smbus,
+        pci=LinuxPciBus(loop),
     )
 
 

@@ -35,12 +35,15 @@ from firmware.signs_of_life import lost_ms
 from firmware.status import StatusReader
 from firmware.storage import Volumes
 from firmware.views import Views
+from hal.errors import HalError
+from hal.pci_ports import PciBus
 from hal.ports import BlobStore, Entropy, HostView, JournalStore, SlotPower
 from hal.smbus_ports import SmbusSegment
 from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telemetry
 from protocol.mctp.serial_frame import Dialect
 
 if TYPE_CHECKING:
+    from firmware.pcie import LinkReport, SlotLinks
     from firmware.sensors.monitor import SensorMonitor
 
 SOFTWARE: Final = "apf-card/0.1.0"
@@ -63,6 +66,7 @@ class CardPorts:
     runc_roots: Mapping[str, str]
     wall_ns: Callable[[], int]
     smbus: Callable[[str], SmbusSegment] | None = None  # opens a segment by its spec string
+    pci: PciBus | None = None
 
 
 class Card:
@@ -174,6 +178,7 @@ class Card:
         )
         self.inventory.on_change = self.on_cnm_change
         self.sensors = self._sensor_monitor()
+        self.pcie: SlotLinks | None = None  # of a board whose slots have PCIe ports
 
     def start(self, done: Callable[[JournalError | None], None]) -> None:
         """Read the journal, write the new epoch, then open the links: `done(None)` when the card
@@ -215,10 +220,42 @@ class Card:
             is_on=is_on,
         )
 
+    def _watch_pcie(self) -> None:
+        """The links behind the slots' ports, where this host has a bus to watch."""
+        wanted = {slot.id: slot.pcie for slot in self.board.slots if slot.pcie is not None}
+        if self._ports.pci is None or not wanted:
+            return
+        from firmware.pcie import SlotLinks  # config space and its layouts: where they are used
+
+        try:
+            self.pcie = SlotLinks(
+                self.loop,
+                self._ports.pci,
+                wanted,
+                on_report=self._on_link_report,
+                on_gone=self._on_function_gone,
+            )
+        except HalError as exc:
+            self.events.emit(EventCode.SLOT_LINK, f"PCIe links are not watched: {exc}")
+
+    def _on_link_report(self, report: "LinkReport") -> None:
+        self.events.emit(
+            EventCode.SLOT_LINK,
+            f"{report.cnm}: {report.text}",
+            cnm=report.cnm,
+            data={"verdict": str(report.verdict), "count": report.count},
+        )
+
+    def _on_function_gone(self, name: str) -> None:
+        cnm = self.inventory.get(name)
+        if cnm is not None:
+            self.fencing.on_function_gone(cnm)
+
     def _open_slots(self) -> None:
         for slot in self.board.slots:
             self.inventory.add(self._open_slot(slot))
         self.fencing.start()
+        self._watch_pcie()
         if self.sensors is not None:
             self.sensors.start()
         for cnm in self.inventory:
@@ -404,6 +441,9 @@ class Card:
             "cnms": states,
             "leased": leased,
             "sensors": self.sensors.to_json() if self.sensors is not None else [],
+            "slot_links": [link.to_json() for link in self.pcie.links.values()]
+            if self.pcie
+            else [],
             "workloads": len(self.decisions.workloads),
             "assignments": len(self.decisions.assignments),
             "journal": {

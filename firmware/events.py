@@ -102,6 +102,7 @@ class EventCode(StrEnum):
     SENSOR_STUCK = "sensor.stuck"
     SENSOR_LIMIT = "sensor.limit"
     SENSOR_GOOD = "sensor.good"
+    SLOT_LINK = "slot.link"
     FRU_BAD = "fru.bad"
 
 

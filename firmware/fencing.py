@@ -125,6 +125,13 @@ class Fencing:
 
         self._decisions.keep(cnm, kept, power_wanted=on)
 
+    def on_function_gone(self, cnm: Cnm) -> None:
+        """What is behind its slot's port has vanished: a detection, never a fence (rule 10). Its
+        heartbeats bring it back, if it lives."""
+        if cnm.lease.suspect_now():
+            self._say_suspect(cnm, "its PCI function is gone")
+            self._tick(cnm)
+
     # --- the lease ---
 
     def _arm(self, cnm: Cnm) -> None:

@@ -82,6 +82,11 @@ class BarWindow:
         return self._half_bytes
 
     def write(self, offset: int, data: Buffer) -> None:
+        if type(data) is bytes:  # the usual chunk, without a view and two calls
+            end = offset + len(data)
+            if offset >= 0 and end <= self._half_bytes and self._words is not None:
+                self._tx[offset:end] = data
+                return
         source = memoryview(data)
         if source.format != "B" or source.ndim != 1:
             source = source.cast("B")

@@ -17,6 +17,7 @@ BENCHES: Final = {
     "codec": "tools.bench.codec",
     "loop": "tools.bench.loop",
     "window": "tools.bench.window",
+    "vfio": "tools.bench.vfio",
     "journal": "tools.bench.journal",
     "start": "tools.bench.start",
     "failover": "tools.bench.failover",
@@ -49,7 +50,8 @@ def bench_command(session: Session, names: Sequence[str], quick: bool) -> None:
     \b
     codec     a frame from the line to the state table; construct, struct
     loop      1,000 pipes x 10 messages a second; asyncio
-    window    64 KiB to 64 MiB through shared memory; memcpy
+    window    64 KiB to 64 MiB through shared memory and a mapped file; memcpy
+    vfio      registers and interrupts of a PCI function; a loop in C (where QEMU's edu is)
     journal   1 and 32 records a commit, and the loop beside it
     start     process start to ready, memory; starts a card in a temporary place
     failover  a CNM is lost, its components run elsewhere; another such card

@@ -22,6 +22,7 @@ from hal.linux.shm import EventfdDoorbell, ShmWindow, create_window_memfd
 from tools.bench.figures import WINDOW_SHARE, Figure, Unmeasured
 from tools.bench.measure import Bench, cpu_ns
 from tools.bench.timing import SECOND
+from tools.bench.window_bar import file_rows
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -41,8 +42,8 @@ def run(bench: Bench) -> list[Figure]:
         for name, size in SIZES.items():
             memory.prepare(size)
             repeats = bench.pick(15, 3)
-            write, plain_write = _take_turns(memory.write, memory.plain_write, size, repeats)
-            read, plain_read = _take_turns(memory.read, memory.plain_read, size, repeats)
+            write, plain_write = take_turns(memory.write, memory.plain_write, size, repeats)
+            read, plain_read = take_turns(memory.read, memory.plain_read, size, repeats)
             for verb, value, base in (("write", write, plain_write), ("read", read, plain_read)):
                 rows.append(
                     Figure(
@@ -55,9 +56,9 @@ def run(bench: Bench) -> list[Figure]:
                     )
                 )
         memory.prepare(SLOT_BYTES)
-        _gbps, base = _take_turns(memory.plain_write, memory.plain_write, SLOT_BYTES, 5)
+        _gbps, base = take_turns(memory.plain_write, memory.plain_write, SLOT_BYTES, 5)
     rows.append(_channel_row(bench.pick(4096, 512), base))
-    return rows
+    return rows + file_rows(bench, take_turns)
 
 
 class _Memory:
@@ -101,7 +102,7 @@ class _Memory:
         self._target[:size] = self._plain[:size]
 
 
-def _take_turns(
+def take_turns(
     first: Callable[[int], None], second: Callable[[int], None], size: int, repeats: int
 ) -> tuple[float, float]:
     """Median GB/s of both, timed by turns."""
