@@ -1,7 +1,8 @@
 """Keeps an agent running (DESIGN D13): starts it, hears its signs of life, starts it again.
 
     back-off   BACKOFF_FIRST_MS doubling to BACKOFF_MAX_MS; back to the first after STEADY_MS
-    hung       no sign of life for `hung_ms` (`firmware.signs_of_life`): SIGKILL, then again
+    hung       no sign of life for `hung_ms` (`firmware.signs_of_life`), or no first one within
+               START_MS: SIGKILL, then again
 The agent owns nothing that counts, so that a kill at any moment is harmless.
 """
 
@@ -16,6 +17,9 @@ from hal.ports import ByteStream, Process, Reactor
 BACKOFF_FIRST_MS: Final = 50
 BACKOFF_MAX_MS: Final = 2_000
 STEADY_MS: Final = 10_000
+# A start is not a silence: on an emulated processor that three machines share Python took 20 s to
+# import the agent, and one that was killed for it would never have come up.
+START_MS: Final = 60_000
 SIGKILL: Final = 9
 SIGTERM: Final = 15
 
@@ -43,7 +47,7 @@ class AgentSupervisor:
         self._hung_ms = hung_ms
         self._backoff_ms = BACKOFF_FIRST_MS
         self._started_ns = 0
-        self._seen_ns = 0
+        self._seen_ns: int | None = None  # its last sign of life
         self._process: Process | None = None
         self._peer: LocalPeer | None = None
         self._stopped: Callable[[], None] | None = None
@@ -62,7 +66,7 @@ class AgentSupervisor:
         """Start one now; from then on one runs whenever it can."""
         if self._stopped is not None:
             return
-        self._started_ns = self._seen_ns = self._reactor.now_ns()
+        self._started_ns, self._seen_ns = self._reactor.now_ns(), None
         try:
             stream, self._process = self._start_agent(self._on_exit)
         except HalError as exc:
@@ -76,8 +80,11 @@ class AgentSupervisor:
         self._watch_life()
 
     def seen(self) -> None:
-        """A sign of life came."""
-        self._seen_ns = self._reactor.now_ns()
+        """A sign of life came. After the first one silence is judged by its own measure."""
+        first, self._seen_ns = self._seen_ns is None, self._reactor.now_ns()
+        if first and self._process is not None:
+            self._cancel()
+            self._watch_life()
 
     def stop(self, done: Callable[[], None]) -> None:
         """SIGTERM; `done` when it is gone. The caller's patience is the bound."""
@@ -97,9 +104,13 @@ class AgentSupervisor:
             self._log(f"agent {self._process.pid}: signal {signal}: {exc}")
 
     def _watch_life(self) -> None:
-        due_ns = self._seen_ns + self._hung_ms * MS
+        if self._seen_ns is None:
+            limit_ms, since_ns = max(self._hung_ms, START_MS), self._started_ns
+        else:
+            limit_ms, since_ns = self._hung_ms, self._seen_ns
+        due_ns = since_ns + limit_ms * MS
         if self._reactor.now_ns() >= due_ns:
-            self._log(f"agent {self.pid} gave no sign of life for {self._hung_ms} ms: killed")
+            self._log(f"agent {self.pid} gave no sign of life for {limit_ms} ms: killed")
             self._kill(SIGKILL)
             return
         self._cancel = self._reactor.call_at(due_ns, self._watch_life)

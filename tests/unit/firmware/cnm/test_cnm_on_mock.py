@@ -246,6 +246,7 @@ def test_a_staging_that_the_agents_death_cut_short_goes_on(card) -> None:
 
 
 def test_an_agent_that_hangs_is_killed_and_started_again(card) -> None:
+    card.run(1000)  # it has given signs of life before
     card.cnm.kernel.pause("cnm0/agent")
     card.until(lambda: card.heartbeats[-1].agent_age_ms > 5000)
     card.until(lambda: card.cnm.agents == 2, limit_s=30)

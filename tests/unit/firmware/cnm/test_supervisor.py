@@ -3,6 +3,7 @@
 from firmware.cnm.supervisor import (
     BACKOFF_FIRST_MS,
     BACKOFF_MAX_MS,
+    START_MS,
     STEADY_MS,
     AgentSupervisor,
 )
@@ -86,6 +87,33 @@ def test_an_agent_without_a_sign_of_life_is_killed(loop) -> None:
     assert bench.agents[0].signals == []
     loop.advance(HUNG_MS)
     assert bench.agents[0].signals == [9]
+
+
+def test_an_agent_that_starts_slowly_is_not_taken_for_a_hanging_one(loop) -> None:
+    bench = Bench(loop)
+    bench.supervisor.start()
+    loop.advance(START_MS - 1)
+    assert bench.agents[0].signals == []
+    loop.advance(2)
+    assert bench.agents[0].signals == [9]
+
+
+def test_an_agent_that_hangs_right_after_its_first_sign_is_killed_as_soon_as_any(loop) -> None:
+    bench = Bench(loop)
+    bench.supervisor.start()
+    bench.supervisor.seen()
+    loop.advance(HUNG_MS)
+    assert bench.agents[0].signals == [9]
+
+
+def test_the_next_agent_has_as_long_to_start_as_the_first_one(loop) -> None:
+    bench = Bench(loop)
+    bench.supervisor.start()
+    bench.supervisor.seen()
+    bench.agents[0].on_exit(1)
+    loop.advance(BACKOFF_FIRST_MS)
+    loop.advance(START_MS - 1)
+    assert bench.agents[1].signals == []
 
 
 def test_an_agent_that_cannot_be_started_is_tried_again(loop) -> None:
