@@ -27,12 +27,11 @@ _MODULE_STATE: Final = Path("/run/apf-cnm-state")
 _MODULE_LOG: Final = Path("/run/cnm-init.log")
 _LOG_BYTES: Final = 6_000
 _CALL_MS: Final = 60_000
-_UP_MS: Final = 180_000
 
 
 def start_card(_ctx: Context) -> dict[str, Any]:
     """`apf up`; its status."""
-    found: dict[str, Any] = _apf("up", "--board", CARD_BOARD, timeout_s=_UP_MS / 1000)
+    found: dict[str, Any] = _apf("up", "--board", CARD_BOARD, "--timeout", "170", timeout_s=180)
     return found
 
 
