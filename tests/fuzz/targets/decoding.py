@@ -12,6 +12,13 @@ from tools.decode import read_source, show
 from tools.errors import BadUsage
 from tools.output import Output
 
+CCI = (  # a port's state asked for, a tunnel, health, one event record
+    bytes.fromhex("07000300015103000000000000020001"),
+    bytes.fromhex("0700050000531000000000000003000c00000400010000000000000000"),
+    bytes.fromhex("08 01 05 00 0042 120000 0000 0000") + bytes(18),
+    bytes.fromhex("08 01 05 00 0001 a00000 0000 0000" + "00" * 20 + "0100" + "00" * 138),
+)
+
 
 def decode_file(scratch: Path) -> Check:
     file = scratch / "capture"
@@ -41,6 +48,7 @@ TARGETS = (
             *(GOOD[0], GOOD[1], GOOD[0] + GOOD[1], MESSAGE, *PACKETS),
             *(MESSAGE.hex(" ").encode(), "|".join(p.hex() for p in PACKETS).encode(), b"0x7e 01"),
             *(b"\0\x80\x02", b"\0\0\x02\0\x08\0\0"),
+            *CCI,
         ],
         words=(b"7e", b"|", b"0x", b"\x7e\x01"),
         max_bytes=600,
