@@ -37,6 +37,7 @@ from tools.sim.invariants.told import Told
 __all__ = ["Injected", "Invariant", "Judge", "Started", "Violation", "instance_of"]
 
 LOOK_NS: Final = 1_000_000_000  # between two looks at what grows
+HEARD_NS: Final = 2_000_000_000  # by then a start was reported, lost frames and all
 STRANGE_LOOKS: Final = 5
 REPLAY_LOOKS_MS: Final = (5, 10, 20, 40, 80, 160)
 SILENT: Final = "silent"
@@ -287,4 +288,5 @@ class Judge:
             slots = {slot.id: slot for slot in self.kernel.slots.values()}
             rows, cnms = card.views.instances(None), card.views.cnms()
             self.decided.at_rest(card.placer.state.instances())
-            self.told.at_rest(rows, cnms, self.running(), slots)
+            fresh = self._running.begun_after(self.kernel.now_ns - HEARD_NS)
+            self.told.at_rest(rows, cnms, self.running(), slots, fresh)

@@ -154,7 +154,7 @@ def draw(
         rounds_ns=(safety_ns // rounds,) * rounds,
         calm_ns=(total_ns - safety_ns) // 2 // rounds,
         total_ns=total_ns,
-        steps=_steps(rng, style, safety_ns, faults),
+        steps=_steps(rng, style, safety_ns, [fault for fault in faults if fault.fits(board)]),
     )
 
 

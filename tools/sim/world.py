@@ -14,6 +14,7 @@ seed; the same seed gives the same run.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from firmware.api import Api
@@ -39,6 +40,7 @@ from hal.mock.unix_server import MockUnixSocket
 from hal.service_ports import PeerCredentials
 from tools.sim.judge import Judge
 from tools.sim.module import SimModule
+from tools.sim.smbus import SimSmbus
 
 SECOND: Final = 1_000_000_000
 EXIT_START_FAILED: Final = 3  # firmware.app's
@@ -98,6 +100,7 @@ class World:
         self.modules = {
             slot.id: SimModule(self.kernel, self.board, slot) for slot in self.board.slots
         }
+        self.smbus = self._smbus()
         self.judge = Judge(self.kernel, self.disk, self.components, self.board)
         self.judge.card = lambda: self.card_or_none
         self.judge.control = lambda: self.control
@@ -112,6 +115,13 @@ class World:
         self.control: ControlSocket | None = None  # of the daemon that runs
         self._dispatcher: Dispatcher | None = None
         self.kernel.register_program(PROGRAM, self._daemon)
+
+    def _smbus(self) -> SimSmbus | None:
+        """Of a board that has one."""
+        if not self.board.hardware.segments:
+            return None
+        devices = [device for slot in self.board.slots for device in slot.devices]
+        return SimSmbus(self.kernel, self.board.hardware, devices)
 
     @property
     def start_error(self) -> str | None:
@@ -169,6 +179,7 @@ class World:
                 slots={name: module.ports(node) for name, module in self.modules.items()},
                 runc_roots={},
                 wall_ns=node.clock.wall_ns,
+                smbus=partial(self.smbus.open, node) if self.smbus is not None else None,
             ),
             safe_mode=False,
         )

@@ -1,8 +1,8 @@
-"""B1 to B8 and P1 to P7: buses and the fabric.
+"""P1 to P7: the fabric.
 
-There is no firmware yet that speaks SMBus, or that reads PCIe's own registers, so what breaks only
-there is not modelled. What is: a module that is pulled out, and the window with its doorbells,
-which is all that the fabric is to the firmware of today.
+There is no firmware yet that reads PCIe's own registers, so what breaks only there is not modelled.
+What is: a module that is pulled out, and the window with its doorbells, which is all that the
+fabric is to the firmware of today.
 """
 
 from typing import Final
@@ -12,7 +12,6 @@ from tools.sim.faults.evidence import agent_window, cnm_of, events_since
 from tools.sim.faults.types import MS, Fault, Injection, Site, injection, span_ns
 from tools.sim.module import SimModule
 
-NO_SMBUS: Final = "there is no SMBus firmware yet"
 NO_PCIE: Final = "there is no PCIe firmware yet"
 FLAP_LEAST_S: Final = 0.55  # longer than the window's poll: it then has written into the gap
 STORM_PERIOD_NS: Final = 200_000
@@ -168,15 +167,7 @@ def _missing(fault_id: str, text: str, why: str) -> Fault:
     return Fault(id=fault_id, text=text, inject=None, not_modelled=why)
 
 
-BUS_FAULTS: Final = (
-    _missing("B1", "SDA is stuck low", NO_SMBUS),
-    _missing("B2", "SCL is stuck low", NO_SMBUS),
-    _missing("B3", "the clock is stretched for more than 25 ms", NO_SMBUS),
-    _missing("B4", "an address is not acknowledged", NO_SMBUS),
-    _missing("B5", "data is not acknowledged in the middle of a block", NO_SMBUS),
-    _missing("B6", "a wrong PEC", NO_SMBUS),
-    _missing("B7", "arbitration is lost", NO_SMBUS),
-    _missing("B8", "a wrong byte count, or a mux channel left selected", NO_SMBUS),
+FABRIC_FAULTS: Final = (
     Fault(id="P1", text="the fabric's link goes down and is up again within 1 s", inject=_flap),
     Fault(id="P2", text="a module is pulled out", inject=_pull),
     Fault(id="P3", text="reads of the window give all ones", inject=_all_ones),

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tools.sim.faults.buses import BUS_FAULTS
+from tools.sim.faults.buses import FABRIC_FAULTS
 from tools.sim.faults.clocks import CLOCK_FAULTS
 from tools.sim.faults.cnms import CNM_FAULTS
 from tools.sim.faults.daemon import DAEMON_FAULTS
@@ -11,6 +11,7 @@ from tools.sim.faults.links import LINK_FAULTS
 from tools.sim.faults.malicious import MALICIOUS_FAULTS
 from tools.sim.faults.mctp import MCTP_FAULTS
 from tools.sim.faults.northbound import NORTHBOUND_FAULTS
+from tools.sim.faults.smbus import SMBUS_FAULTS
 from tools.sim.faults.storage import STORAGE_FAULTS
 
 FAULTS: Final = {
@@ -18,7 +19,8 @@ FAULTS: Final = {
     for faults in (
         LINK_FAULTS,
         MCTP_FAULTS,
-        BUS_FAULTS,
+        SMBUS_FAULTS,
+        FABRIC_FAULTS,
         CNM_FAULTS,
         STORAGE_FAULTS,
         CLOCK_FAULTS,

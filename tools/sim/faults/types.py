@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from firmware.board_types import Board
 from tools.sim.module import SimModule
 from tools.sim.world import World
 
@@ -59,6 +60,8 @@ class Fault:
     inject: Inject | None
     not_modelled: str = ""
     weight: float = 1.0  # how often, beside the others
+    fits: Callable[[Board], bool] = lambda _board: True  # a board has what it breaks
+    fits_not: str = ""  # why it may not
 
     def __post_init__(self) -> None:
         if (self.inject is None) != bool(self.not_modelled):

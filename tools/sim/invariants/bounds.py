@@ -18,6 +18,7 @@ from firmware.link import QUEUE_PACKETS
 from firmware.profiler import MAX_PROFILES
 from firmware.transfer_queue import ACTIVE_MAX, QUEUE_MAX
 from hal.mock.kernel import VirtualKernel
+from hal.mock.unix_server import BACKLOG
 from tools.sim.invariants.names import Fail, Invariant
 
 MAILBOX_MOST: Final = 4096  # far below the loop's own limit: a pile-up shows early
@@ -82,7 +83,8 @@ class Bounds:
             return
         yield "mailbox", len(loop._mailbox), MAILBOX_MOST
         yield "timers", len(loop._timers), TIMERS_MOST + slots * TIMERS_A_SLOT
-        yield "open handles", len(found.handles), HANDLES_MOST * (1 + slots)
+        callers = MAX_CONNECTIONS + BACKLOG if slots else 0  # of those whom the card serves
+        yield "open handles", len(found.handles), HANDLES_MOST * (1 + slots) + callers
 
 
 def _endpoint_sizes(end: Endpoint) -> Iterator[Size]:

@@ -4,6 +4,7 @@ waits for a reason that is true by the judge's own sums (I1).
 """
 
 from collections.abc import Callable, Mapping
+from signal import SIGKILL
 from typing import Final
 
 from firmware.board_types import Module
@@ -137,7 +138,7 @@ class Rest:
         if policy in (RestartPolicy.ALWAYS, RestartPolicy.UNLESS_STOPPED):
             self._fail(Invariant.LOST, f"{name} counts as ended; its policy is {policy}")
         last = self._running.ended.get(name)
-        if last is not None and not _by_itself(last):
+        if last is not None and not _by_itself(last) and not _crashed(last):
             self._fail(Invariant.LOST, f"{name} counts as ended; it was ended: {last.exit}")
 
     def _may_wait(
@@ -201,6 +202,14 @@ def _by_itself(one: MockInstance) -> bool:
     if end is None:
         return False
     return end.reason in (ExitReason.EXITED, ExitReason.OOM_KILLED) and not one.signals
+
+
+def _crashed(one: MockInstance) -> bool:
+    """It ended of a signal that nobody has sent; what kills for others sends SIGKILL."""
+    end = one.exit
+    if end is None or one.signals:
+        return False
+    return end.reason is ExitReason.SIGNALED and end.status != SIGKILL
 
 
 def _anywhere(component: Component) -> bool:

@@ -74,6 +74,10 @@ class Running:
         """What runs of that instance."""
         return self._alive.get(name)
 
+    def begun_after(self, at_ns: int) -> set[str]:
+        """What is alive and has started after that moment."""
+        return {name for name, one in self._alive.items() if one.started_ns > at_ns}
+
     def begun(self, one: MockInstance) -> None:
         """An instance has started on a module. Raises Violation."""
         self._shown = None

@@ -3,7 +3,7 @@ code keeps to its rate, and at rest `ps` and `cnm ls` are what the models are.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from firmware.events import RATE_BURST, RATE_PER_S
@@ -76,10 +76,14 @@ class Told:
         cnms: Sequence[Mapping[str, Any]],
         running: Mapping[str, tuple[str, int, int]],
         slots: Mapping[str, Slot],
+        fresh: Collection[str] = (),
     ) -> None:
-        """`ps` and `cnm ls` against the models. Raises Violation."""
+        """`ps` and `cnm ls` against the models; `fresh` has only just started, so the card may
+        not have heard of it. Raises Violation."""
         said = {row["instance"]: row for row in rows}
         for name, (cnm, generation, _) in running.items():
+            if name in fresh:
+                continue
             row = said.get(name)
             if row is None or row["phase"] != "RUNNING":
                 phase = "not in ps" if row is None else row["phase"]
