@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +38,7 @@ from hal.linux.journal import SqliteJournal
 from hal.linux.mover import Mover
 from hal.linux.notify import open_notifier
 from hal.linux.pci_bus import LinuxPciBus
+from hal.linux.pci_window import why_absent
 from hal.linux.serial import SerialLine
 from hal.linux.slot_power import LinuxSlotPower, slot_switch
 from hal.linux.spawner import LinuxSpawner
@@ -127,7 +129,9 @@ def linux_ports(
     spawner = LinuxSpawner(Children(loop), CgroupTree.detect())
 
     def open_mover(window: str) -> Mover:
-        return Mover(window, spawner, loop, mover_argv, say=_say)
+        spec = parse_spec(window)
+        absent = partial(why_absent, spec.scheme, spec.target)
+        return Mover(window, spawner, loop, mover_argv, say=_say, absent=absent)
 
     switches = {slot.slot: slot_switch(slot.power) for slot in board.slots}
     return CardPorts(

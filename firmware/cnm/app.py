@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,7 @@ from hal.linux.entropy import LinuxEntropy
 from hal.linux.files import LinuxFiles
 from hal.linux.mover import Mover
 from hal.linux.overlay import LinuxOverlay
-from hal.linux.pci_window import pci_half_bytes
+from hal.linux.pci_window import pci_half_bytes, why_absent
 from hal.linux.pipe import PipeReader
 from hal.linux.runtime_oci import OciRuntime
 from hal.linux.runtime_process import ProcessRuntime
@@ -288,7 +289,10 @@ def _run_agent(
     if len(window_fds) == 3:
         window, doorbell = shm_window_from_fds(*window_fds, "cnm")
     elif config.window:
-        window, doorbell = Mover(config.window, spawner, loop, mover_argv, say=_say).pair()
+        spec = parse_spec(config.window)
+        absent = partial(why_absent, spec.scheme, spec.target)
+        mover = Mover(config.window, spawner, loop, mover_argv, say=_say, absent=absent)
+        window, doorbell = mover.pair()
 
     def ended(text: str) -> None:
         _say(text)

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from hal.errors import DeadlinePassed, DeviceGone, HalError, LinkDown, Unavailable
+from hal.errors import Absent, DeadlinePassed, DeviceGone, HalError, LinkDown, Unavailable
 from hal.linux.shm import EventfdDoorbell, ShmWindow, create_window_memfd
 from hal.ports import (
     Buffer,
@@ -35,6 +35,7 @@ MS: Final = 1_000_000
 NEAR_BYTES: Final = 2 * (4096 + 64 * 65_536)  # two halves: a ring of 64 slots of 64 KiB in each
 BACKOFF_FIRST_NS: Final = 100 * MS
 BACKOFF_MOST_NS: Final = 10_000 * MS
+ABSENT_NS: Final = 200 * MS
 STEADY_NS: Final = 30_000 * MS  # one that was up so long was no failure to start with
 SILENT_NS: Final = 15_000 * MS
 STOP_NS: Final = 2_000 * MS  # from the end of its stream until it is killed
@@ -61,14 +62,17 @@ class Mover:
         *,
         log_path: str | None = None,
         say: Callable[[str], None] = lambda text: None,
+        absent: Callable[[], str] = lambda: "",
     ) -> None:
-        """`window`: the spec string that the mover opens. `say` gets each death's cause."""
+        """`window`: the spec string that the mover opens. `say` gets each death's cause.
+        `absent()` says why there is nothing to open (an empty slot), "" when there is: until then
+        no process is started, and it is asked again each ABSENT_NS."""
         self.window = window
         self.failure: HalError | None = None
         self.restarts = 0
         self.pid: int | None = None
         self._spawner, self._reactor, self._argv_of = spawner, reactor, argv_of
-        self._log_path, self._say = log_path, say
+        self._log_path, self._say, self._absent = log_path, say, absent
         self._memfd = create_window_memfd("mover", NEAR_BYTES)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self._to_owner, self._to_mover = os.eventfd(0, flags), os.eventfd(0, flags)
@@ -134,6 +138,15 @@ class Mover:
     # --- its life ---
 
     def _start(self) -> None:
+        why = self._absent()
+        if why:
+            self.failure = Absent(f"{self.window}: {why}")
+            self._cancel_timer()
+            self._cancel_timer = self._reactor.call_at(
+                self._reactor.now_ns() + ABSENT_NS, self._start
+            )
+            self._answer(self.failure)
+            return
         stream, control = self._spawner.stream_pair()
         fds = (self._memfd, self._to_mover, self._to_owner)
         spec = ProcessSpec(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from hal.bar_layout import HEADER_BYTES, MAGIC, OFF_BELL, BarLayout, Side
-from hal.errors import Absent, DeviceGone, Refused, Unavailable
+from hal.errors import Absent, DeviceGone, HalError, Refused, Unavailable
 from hal.linux.oserror import hal_error
 from hal.native_mmio import ONES32, MmioWords
 from hal.ports import Buffer
@@ -217,6 +217,17 @@ def pci_half_bytes(target: str, *, sysfs: Path = SYSFS) -> int:
     """What each end may write into such a window, without opening it."""
     device, index = find_bar(target, sysfs=sysfs)
     return BarLayout.of(bar_of(device, index)[1]).half_bytes
+
+
+def why_absent(scheme: str, target: str) -> str:
+    """Why there is nothing to open, in words; "" when there is. For schemes pci and map."""
+    if scheme == "map":
+        return "" if Path(target).exists() else f"no {target}"
+    try:
+        find_bar(target)
+    except HalError as exc:
+        return str(exc)
+    return ""
 
 
 def find_bar(target: str, *, sysfs: Path = SYSFS) -> tuple[Path, int]:

@@ -8,7 +8,7 @@ import pytest
 
 from firmware.mover import mover_argv
 from firmware.window import WindowChannel
-from hal.errors import DeadlinePassed, DeviceGone, Unavailable
+from hal.errors import Absent, DeadlinePassed, DeviceGone, Unavailable
 from hal.linux import mover as mover_module
 from hal.linux.cgroup import CgroupTree
 from hal.linux.children import Children
@@ -171,6 +171,28 @@ def test_restarts_come_with_a_pause_that_grows_and_a_request_meanwhile_is_told_w
     with pytest.raises(DeviceGone, match="No such file"):
         bench.open()
     bench.bar.write_bytes(bytes(BAR_BYTES))
+
+
+def test_no_process_is_started_for_a_slot_that_is_empty_and_one_is_when_it_is_filled(tmp_path):
+    world = RealWorld()
+    spawner = LinuxSpawner(Children(world.reactor), CgroupTree.detect())
+    bar = tmp_path / "bar"
+
+    def absent():
+        return "" if bar.exists() else "the slot is empty"
+
+    mover = Mover(f"map:{bar}?side=a", spawner, world.reactor, mover_argv, absent=absent)
+    answers = []
+    mover.submit_open(world.reactor.now_ns() + SECOND, answers.append)
+    world.run_until(lambda: bool(answers))
+    assert isinstance(answers[0], Absent)
+    assert "the slot is empty" in str(answers[0])
+    assert (mover.pid, mover.restarts) == (None, 0)
+    bar.write_bytes(bytes(BAR_BYTES))
+    world.run_until(lambda: mover.up, 30)
+    mover.close()
+    world.run_until(lambda: mover._process is None, 30)
+    world.close()
 
 
 def test_a_mover_that_hangs_is_killed_and_replaced(bench, monkeypatch):
