@@ -23,10 +23,10 @@ from firmware.journal_records import (
 )
 from firmware.lease import LeaseState
 from firmware.loop import MS, Loop
+from firmware.turns import Answer, Flags, Turns
 from firmware.workload import Workload
 
 REFUSED_REST_NS: Final = 500 * MS  # before what the store refused is decided again
-TURNS_MOST: Final = 64  # changes of one module's record that wait; the next one is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Decisions:
         self._loop = loop
         self._events = events
         self._generation = 0
-        self._turns: dict[str, list[Callable[[], None]]] = {}  # module -> what waits for its record
+        self._turns = Turns()  # of the modules' records
 
     def load(self) -> None:
         """Read the journal's image, after `Journal.load`. Raises JournalError."""
@@ -211,15 +211,15 @@ class Decisions:
     def keep(self, cnm: Cnm, done: Callable[[bool], None], **flags: bool) -> None:
         """Change `draining` or `power_wanted`, on disk first."""
 
-        def applied() -> None:
-            for name, value in flags.items():
-                setattr(cnm, name, value)
+        def commit(together: Flags, answer: Answer) -> None:
+            def applied() -> None:
+                for name, value in together.items():
+                    setattr(cnm, name, value)
 
-        def batch() -> list[Change]:
-            record = {**self.cnm_record(cnm.id), **flags}
-            return [Change(kind=Kind.CNM, key=cnm.id, value=record)]
+            record = {**self.cnm_record(cnm.id), **together}
+            self._commit([], [Change(kind=Kind.CNM, key=cnm.id, value=record)], applied, answer)
 
-        self._in_turn(cnm.id, batch, applied, done)
+        self._turns.take(cnm.id, commit, done, flags)
 
     def _put_cnm(
         self,
@@ -232,7 +232,7 @@ class Decisions:
     ) -> None:
         uuid, boot_id = cnm.uuid.hex(), cnm.boot_id.hex()  # of whom this is said
 
-        def batch() -> list[Change]:
+        def commit(_flags: Flags, answer: Answer) -> None:
             record = {
                 "uuid": uuid,
                 "boot_id": boot_id,
@@ -243,42 +243,9 @@ class Decisions:
             changes = [Change(kind=Kind.CNM, key=cnm.id, value=record)]
             if end_epoch:
                 changes.append(self.journal.next_epoch())
-            return changes
+            self._commit([], changes, applied, answer)
 
-        self._in_turn(cnm.id, batch, applied, done)
-
-    def _in_turn(
-        self,
-        cnm_id: str,
-        batch: Callable[[], list[Change]],
-        applied: Callable[[], None],
-        done: Callable[[bool], None],
-    ) -> None:
-        """One record says all of a module, so each change of it is made of what the one before
-        has left: two on their way at once, and the later would undo the earlier."""
-
-        def commit() -> None:
-            self._commit([], batch(), applied, finished)
-
-        def finished(good: bool) -> None:
-            waiting = self._turns[cnm_id]
-            if waiting:
-                following = waiting.pop(0)
-            else:
-                del self._turns[cnm_id]
-                following = None
-            done(good)
-            if following is not None:
-                following()
-
-        waiting = self._turns.get(cnm_id)
-        if waiting is None:
-            self._turns[cnm_id] = []
-            commit()
-        elif len(waiting) < TURNS_MOST:
-            waiting.append(commit)
-        else:
-            done(False)
+        self._turns.take(cnm.id, commit, done)
 
     # --- inside ---
 

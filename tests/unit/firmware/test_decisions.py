@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from firmware.decisions import TURNS_MOST, Decisions
+from firmware.decisions import Decisions
 from firmware.inventory import Cnm
 from firmware.journal import Journal
 from firmware.lease import LeaseState
 from firmware.loop import Loop
+from firmware.turns import ASKED_MOST, TURNS_MOST
 from hal.errors import HalError, StoreFull
 from hal.mock.kernel import VirtualKernel
 from hal.ports import JournalRecord
@@ -95,11 +96,33 @@ def test_changes_of_two_modules_do_not_wait_for_each_other(bench: Bench) -> None
     assert len(bench.store.waiting) == 2
 
 
+def test_flags_that_wait_are_written_together_and_the_last_word_counts(bench: Bench) -> None:
+    for draining in (True, False, True):
+        bench.decisions.keep(bench.cnm, bench.answers.append, draining=draining)
+    bench.decisions.keep(bench.cnm, bench.answers.append, power_wanted=False)
+    bench.store.answer()
+    assert bench.answers == [True]
+    bench.store.answer()
+    assert bench.answers == [True] * 4
+    assert (bench.cnm.draining, bench.cnm.power_wanted) == (True, False)
+    assert (bench.record()["draining"], bench.record()["power_wanted"]) == (True, False)
+    assert bench.store.waiting == []
+
+
 def test_what_waits_for_one_record_is_bounded_and_the_rest_is_refused(bench: Bench) -> None:
     for _ in range(TURNS_MOST + 2):
-        bench.decisions.keep(bench.cnm, bench.answers.append, draining=True)
+        bench.decisions.fenced(bench.cnm, bench.answers.append)
     assert bench.answers == [False]
     for _ in range(TURNS_MOST + 1):
         bench.store.answer()
     assert bench.answers == [False] + [True] * (TURNS_MOST + 1)
+    assert bench.store.waiting == []
+
+
+def test_who_asks_with_too_many_others_waits_for_the_next_turn(bench: Bench) -> None:
+    for _ in range(ASKED_MOST + 2):
+        bench.decisions.keep(bench.cnm, bench.answers.append, draining=True)
+    for _ in range(3):
+        bench.store.answer()
+    assert bench.answers == [True] * (ASKED_MOST + 2)
     assert bench.store.waiting == []
