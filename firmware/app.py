@@ -32,6 +32,7 @@ from hal.linux.blobs import LinuxBlobStore
 from hal.linux.cgroup import CgroupTree
 from hal.linux.children import Children
 from hal.linux.clock import LinuxClock
+from hal.linux.cxl_sysfs import LinuxCxlBus
 from hal.linux.entropy import LinuxEntropy
 from hal.linux.files import LinuxFiles
 from hal.linux.journal import SqliteJournal
@@ -147,6 +148,8 @@ def linux_ports(
         wall_ns=clock.wall_ns,
         smbus=registry.open_smbus,
         pci=LinuxPciBus(loop),
+        cxl=LinuxCxlBus(),
+        memdev=lambda name: registry.open_cxl(f"cxl:{name}"),
     )
 
 
@@ -282,6 +285,8 @@ def _serve(
     server.close()
     if card.sensors is not None:
         card.sensors.close()
+    if card.cxl is not None:
+        card.cxl.close()
     card.journal.close()
     return status["code"]
 

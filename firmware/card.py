@@ -35,6 +35,7 @@ from firmware.signs_of_life import lost_ms
 from firmware.status import StatusReader
 from firmware.storage import Volumes
 from firmware.views import Views
+from hal.cxl_ports import CxlBus, CxlMemdev
 from hal.errors import HalError
 from hal.pci_ports import PciBus
 from hal.ports import BlobStore, Entropy, HostView, JournalStore, SlotPower
@@ -43,6 +44,7 @@ from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telem
 from protocol.mctp.serial_frame import Dialect
 
 if TYPE_CHECKING:
+    from firmware.cxl_watch import CxlWatch
     from firmware.pcie import LinkReport, SlotLinks
     from firmware.sensors.monitor import SensorMonitor
 
@@ -67,6 +69,8 @@ class CardPorts:
     wall_ns: Callable[[], int]
     smbus: Callable[[str], SmbusSegment] | None = None  # opens a segment by its spec string
     pci: PciBus | None = None
+    cxl: CxlBus | None = None
+    memdev: Callable[[str], CxlMemdev] | None = None  # opens one by its name on that bus
 
 
 class Card:
@@ -179,6 +183,7 @@ class Card:
         self.inventory.on_change = self.on_cnm_change
         self.sensors = self._sensor_monitor()
         self.pcie: SlotLinks | None = None  # of a board whose slots have PCIe ports
+        self.cxl: CxlWatch | None = None  # of a host that may have memory devices
 
     def start(self, done: Callable[[JournalError | None], None]) -> None:
         """Read the journal, write the new epoch, then open the links: `done(None)` when the card
@@ -251,11 +256,26 @@ class Card:
         if cnm is not None:
             self.fencing.on_function_gone(cnm)
 
+    def _watch_cxl(self) -> None:
+        """The host's memory devices: who they are, their health, what happened to them."""
+        bus, open_memdev = self._ports.cxl, self._ports.memdev
+        if bus is None or open_memdev is None:
+            return
+        from firmware.cxl_watch import CxlWatch  # event records and their layouts
+
+        def tell(name: str, code: str, text: str) -> None:
+            data = {"memdev": name, "what": code}
+            self.events.emit(EventCode.CXL_DEVICE, f"{name}: {text}", data=data)
+
+        self.cxl = CxlWatch(bus, open_memdev, self.loop, tell=tell)
+        self.cxl.start()
+
     def _open_slots(self) -> None:
         for slot in self.board.slots:
             self.inventory.add(self._open_slot(slot))
         self.fencing.start()
         self._watch_pcie()
+        self._watch_cxl()
         if self.sensors is not None:
             self.sensors.start()
         for cnm in self.inventory:
@@ -444,6 +464,7 @@ class Card:
             "slot_links": [link.to_json() for link in self.pcie.links.values()]
             if self.pcie
             else [],
+            "cxl": self.cxl.status() if self.cxl is not None else [],
             "workloads": len(self.decisions.workloads),
             "assignments": len(self.decisions.assignments),
             "journal": {

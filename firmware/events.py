@@ -103,6 +103,7 @@ class EventCode(StrEnum):
     SENSOR_LIMIT = "sensor.limit"
     SENSOR_GOOD = "sensor.good"
     SLOT_LINK = "slot.link"
+    CXL_DEVICE = "cxl.device"  # a memory device came, went, isn't well, or had an event
     FRU_BAD = "fru.bad"
 
 

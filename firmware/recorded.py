@@ -1,8 +1,8 @@
 """The card's ports with a recorder around them: `apf up --record FILE`.
 
-Control links, windows with their doorbells, SMBus, and the slots' power are recorded, whoever
-opened them (`hal.registry` or the keeper), under the names that the board gives their slots. A
-daemon that is started again begins a new file; the one before is kept as FILE.before.
+Control links, windows with their doorbells, SMBus, CXL devices, and the slots' power are recorded,
+whoever opened them (`hal.registry` or the keeper), under the names that the board gives their
+slots. A daemon that is started again begins a new file; the one before is kept as FILE.before.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from hal.errors import HalError
 from hal.ports import ByteStream, Done, Doorbell, Window
 from hal.record import Recorder
 from hal.registry import Spec
-from hal.smbus_ports import SmbusSegment
 
 BEFORE: Final = ".before"
 
@@ -32,19 +31,22 @@ def open_recorder(path: Path, now_ns: Callable[[], int]) -> Recorder:
 
 def recorded(ports: CardPorts, recorder: Recorder) -> CardPorts:
     """The same ports, each call of which is written down."""
-    open_segment = ports.smbus
-
-    def open_recorded(text: str) -> SmbusSegment:
-        assert open_segment is not None
-        segment: SmbusSegment = recorder.wrap("smbus", _spec(text), open_segment(text))
-        return segment
-
     return dataclasses.replace(
         ports,
-        smbus=None if open_segment is None else open_recorded,
         power=recorder.wrap("power", _spec("power"), ports.power),
         slots={name: RecordedCnmPorts(slot, name, recorder) for name, slot in ports.slots.items()},
+        smbus=_opener(recorder, "smbus", ports.smbus),
+        memdev=_opener(recorder, "cxl", ports.memdev),
     )
+
+
+def _opener(
+    recorder: Recorder, port: str, opener: Callable[[str], Any] | None
+) -> Callable[[str], Any] | None:
+    """What opens a port by name, with a recorder around what it opens."""
+    if opener is None:
+        return None
+    return lambda name: recorder.wrap(port, _spec(name), opener(name))
 
 
 class RecordedCnmPorts:

@@ -8,6 +8,8 @@ from typing import Any
 from firmware.card import CardPorts
 from firmware.recorded import RecordedCnmPorts, open_recorder, recorded
 from hal.errors import HalError, Unavailable
+from hal.mock.cxl import MockCxlMemdev
+from hal.mock.cxl_device import MockCxlDevice
 from hal.mock.entropy import MockEntropy
 from hal.mock.line import MockLine
 from hal.mock.power import MockPower
@@ -46,6 +48,7 @@ class OneSlot:
 def card_ports(world: VirtualWorld, slot: OneSlot) -> CardPorts:
     world.kernel.register_program("cnm-init", lambda launch: None)
     world.kernel.add_slot(Slot(world.kernel, slot=0, cnm_id="cnm0"))
+    device = world.kernel.cxl.add_device(MockCxlDevice(world.kernel, "mem0"))
     return CardPorts(
         entropy=MockEntropy(slot.node),
         power=MockPower(slot.node),
@@ -55,6 +58,7 @@ def card_ports(world: VirtualWorld, slot: OneSlot) -> CardPorts:
         slots={"cnm0": slot},
         runc_roots=MappingProxyType({}),
         wall_ns=lambda: 0,
+        memdev=lambda name: MockCxlMemdev(slot.node, world.kernel.cxl, device),
     )
 
 
@@ -80,6 +84,9 @@ def test_links_windows_and_power_of_a_card_are_recorded_by_the_names_of_their_sl
     state: Result[SlotState] = Result()
     ports.power.submit(PowerRequest(slot=0, action=PowerAction.ON), soon(world), state)
     assert state.wait(world).power_good
+    assert ports.memdev is not None
+    assert ports.memdev("mem0").opcodes()
+    assert ports.smbus is None
     recorder.close()
     found = lines(path)
     specs = {line["spec"]: line["open"] for line in found if "open" in line}
@@ -87,12 +94,14 @@ def test_links_windows_and_power_of_a_card_are_recorded_by_the_names_of_their_sl
         "card:power": "power",
         "card:cnm0/mc": "byte_stream",
         "card:cnm0/window": "window",
+        "card:mem0": "cxl",
     }
     assert [line["call"] for line in found if "call" in line] == [
         "write",
         "publish",
         "ring",
         "submit",
+        "opcodes",
     ]
     # and what was recorded can be played where there is no card
     far = VirtualWorld()
