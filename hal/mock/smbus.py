@@ -74,6 +74,7 @@ class MockSmbusSegment:
 
     def __init__(self, node: Node, bus: MockSmbusBus) -> None:
         self._node = node
+        self._incarnation = node.incarnation
         self._kernel = node.kernel
         self._post = node.poster()
         self._wire = MockSmbusWire(node, bus)
@@ -124,6 +125,11 @@ class MockSmbusSegment:
             job.give(Unavailable(f"{self._name}: {job.what}: closed"))
 
     @property
+    def _dead(self) -> bool:
+        """Whoever opened it has died, perhaps to live again."""
+        return self._node.incarnation != self._incarnation
+
+    @property
     def _name(self) -> str:
         return f"mock:{self._wire.bus.name}"
 
@@ -158,7 +164,7 @@ class MockSmbusSegment:
 
     def _next(self) -> None:
         """Begin the next job when the wire is free."""
-        if self._busy or self._closed or not self._node.alive:
+        if self._busy or self._closed or self._dead:
             return
         now_ns = self._node.clock.now_ns()
         found = self._queue.pop(now_ns)
@@ -179,7 +185,9 @@ class MockSmbusSegment:
             self._do(found)
 
     def _do(self, job: Job) -> None:
-        if job.given or not self._node.alive:
+        if self._dead:
+            return
+        if job.given:
             self._busy = False
             self._next()
             return

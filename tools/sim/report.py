@@ -10,7 +10,7 @@ from typing import Any, Final
 from tools.output import Output
 from tools.sim.faults import CLASSES, Fault
 from tools.sim.plan import Plan
-from tools.sim.run import Outcome
+from tools.sim.run import Outcome, sim_board
 from tools.sim.shrink import Shrunk
 
 SHOWN_VIOLATIONS: Final = 20
@@ -27,6 +27,12 @@ class Asked:
     heartbeat_hz: float
     words: str  # of --faults
     faults: Sequence[Fault]
+
+    @property
+    def acting(self) -> list[Fault]:
+        """Those that are modelled, and that this board has something for."""
+        board = sim_board(self.board)
+        return [f for f in self.faults if f.inject is not None and f.fits(board)]
 
     def replay(self, seed: int, shrunk: Shrunk | None = None) -> str:
         """The command line."""
@@ -69,7 +75,11 @@ class Report:
         total: Counter[str] = Counter()
         for outcome in self.in_order:
             total.update(getattr(outcome, name))
-        return {f.id: total[f.id] for f in self.asked.faults if f.inject is not None}
+        return {fault.id: total[fault.id] for fault in self.asked.acting}
+
+    def _idle(self) -> list[tuple[Fault, str]]:
+        acting = self.asked.acting
+        return [(f, f.not_modelled or f.fits_not) for f in self.asked.faults if f not in acting]
 
     def pairs(self) -> dict[str, int]:
         """By pair of classes: in how many seeds both acted at once."""
@@ -79,7 +89,7 @@ class Report:
         return {f"{a}+{b}": total[a, b] for a, b in self._possible_pairs()}
 
     def _possible_pairs(self) -> list[tuple[str, str]]:
-        letters = {fault.id[0] for fault in self.asked.faults if fault.inject is not None}
+        letters = {fault.id[0] for fault in self.asked.acting}
         return list(combinations(sorted(letters), 2))
 
     def to_json(self) -> dict[str, Any]:
@@ -96,7 +106,7 @@ class Report:
             "violations": [self._violation(outcome) for outcome in self.violations],
             "faults": self.counted("faults"),
             "injected": self.counted("injected"),
-            "not_modelled": {f.id: f.not_modelled for f in self.asked.faults if f.inject is None},
+            "not_modelled": {f.id: why for f, why in self._idle()},
             "pairs": pairs,
             "pairs_missing": [pair for pair, count in pairs.items() if not count],
             "trace_sha256": self.trace_sha256,

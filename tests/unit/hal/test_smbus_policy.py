@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from firmware.loop import Loop
 from hal.errors import Absent, DeadlinePassed, HalError, Unavailable
 from hal.mock.smbus import FRAMES_LIMIT, MockSmbusSegment, MockSmbusTarget
 from hal.mock.smbus_bus import ALL_FUNCTIONS, MockSmbusBus, Mux
@@ -305,6 +306,18 @@ def test_a_deadline_passes_in_the_queue_and_the_transfer_is_then_not_done(bench:
     assert isinstance(late[0], DeadlinePassed)
     bench.world.run_for(2)
     assert bench.front.peek(REGISTER) == b"\x5a"
+
+
+def test_what_a_dead_program_had_asked_for_is_not_done_when_it_lives_again(bench: Bench) -> None:
+    for value in range(20):
+        bench.start(bench.front, kind=SmbusKind.WRITE_BYTE, data=bytes([value]), gap_us=10_000)
+    bench.world.run_for(0.05)
+    done = len(bench.front.journal)
+    assert 0 < done < 20
+    bench.world.kernel.kill("suite")
+    bench.world.kernel.attach("suite", Loop(bench.node.clock))
+    bench.world.run_for(2)
+    assert len(bench.front.journal) == done
 
 
 # --- targets ---

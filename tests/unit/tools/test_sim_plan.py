@@ -10,6 +10,7 @@ from firmware.board import load_board
 from firmware.board_types import TIMING_LIMITS, Timing
 from tools.sim.faults import FAULTS, Fault, Site, chosen
 from tools.sim.plan import ASKED, Plan, Style, at_rate, draw
+from tools.sim.run import sim_board
 
 BOARD = load_board("mock_32", run_dir="/run/apf", host_arch="arm64")
 SEEDS = st.integers(min_value=0, max_value=1 << 32)
@@ -80,10 +81,19 @@ def test_one_class_of_faults_means_one() -> None:
 
 
 def test_a_fault_that_is_not_modelled_is_not_drawn() -> None:
-    plan = drawn(1, faults=[dataclasses.replace(FAULTS["B1"])])
-    assert FAULTS["B1"].inject is None
-    assert not any(step.what == "B1" for step in plan.steps)
+    plan = drawn(1, faults=[dataclasses.replace(FAULTS["P4"])])
+    assert FAULTS["P4"].inject is None
+    assert not any(step.what == "P4" for step in plan.steps)
     assert {step.what for step in plan.steps} <= ASKED.keys()
+
+
+def test_a_fault_of_what_a_board_does_not_have_is_not_drawn_and_changes_nothing() -> None:
+    others = [fault for name, fault in FAULTS.items() if name[0] != "B"]
+    for seed in range(20):
+        assert drawn(seed, faults=list(FAULTS.values())) == drawn(seed, faults=others)
+    rev_a = sim_board("rev_a")
+    plans = [drawn(seed, board=rev_a, faults=[FAULTS["B1"]]) for seed in range(5)]
+    assert any(step.what == "B1" for plan in plans for step in plan.steps)
 
 
 def test_no_fault_at_all_is_a_plan_too() -> None:
@@ -114,8 +124,9 @@ def test_a_time_out_of_range_is_refused(hours: float) -> None:
 
 
 def test_the_whole_catalogue_can_be_drawn() -> None:
-    real = {fault.id for fault in chosen("all") if fault.inject is not None}
-    found: set[str] = set()
-    for seed in range(60):
-        found |= {step.what for step in drawn(seed, faults=chosen("all")).steps}
-    assert real <= found
+    for board in (BOARD, sim_board("rev_a")):
+        real = {f.id for f in chosen("all") if f.inject is not None and f.fits(board)}
+        found: set[str] = set()
+        for seed in range(60):
+            found |= {step.what for step in drawn(seed, board=board, faults=chosen("all")).steps}
+        assert real <= found
