@@ -140,10 +140,12 @@ class _Root:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.number = 0
+        self._first = 0
         self._memories: dict[int, tuple[Any, bytearray]] = {}  # id -> buffer, what it held
 
     def adopt(self, item: Any, shape: Shape) -> "_Recorded":
         number = self.recorder.next_object()
+        self._first = self._first or number
         if shape.has_memory:
             self._memories[number] = (item, bytearray(item.view))
         return _Recorded(self, item, shape, number)
@@ -161,6 +163,9 @@ class _Root:
         return found
 
     def forget(self, number: int) -> None:
+        """An object was closed; with the one that was opened first all are."""
+        if number == self._first:
+            self._memories.clear()
         self._memories.pop(number, None)
 
 
@@ -182,7 +187,7 @@ class _Recorded:
 
     def apf_describe(self) -> dict[str, Any]:
         """For the line that hands it out."""
-        properties = {name: encode(getattr(self._item, name)) for name in self._shape.properties}
+        properties = {name: _shown(getattr(self._item, name)) for name in self._shape.properties}
         return {"id": self._number, "kind": self._shape.kind, "properties": properties}
 
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -191,19 +196,18 @@ class _Recorded:
         body: dict[str, Any] = {
             "on": self._number,
             "call": name,
-            "args": {key: encode(item) for key, item in given.items() if key not in APART},
+            "args": {key: _shown(item) for key, item in given.items() if key not in APART},
         }
         if DEADLINE in given:
             body["deadline_in_ns"] = recorder.relative_ns(given[DEADLINE])
         memory = root.changes()
         if memory:
             body["memory"] = memory
-        if DONE in given:
-            return self._begun(name, given, DONE, "done", body)
-        if LISTENER in given:
-            return self._begun(name, given, LISTENER, "event", body)
+        for key, word in ((DONE, "done"), (LISTENER, "event")):
+            if key in given:
+                return self._begun(name, args, kwargs, given[key], word, body)
         try:
-            result = self._let(name, given)
+            result = self._let(name, args, kwargs)
         except HalError as exc:
             self._line(self._after(body | {"result": encode(exc)}))
             raise
@@ -214,7 +218,7 @@ class _Recorded:
     def _handed_out(self, name: str, body: dict[str, Any], result: Any) -> Any:
         kind = self._shape.makes.get(name)
         if kind is None:
-            self._line(self._after(body | {"result": encode(result)}))
+            self._line(self._after(body | {"result": _shown(result)}))
             return result
         many = isinstance(result, Sequence)
         items = [self._root.adopt(item, SHAPES[kind]) for item in (result if many else (result,))]
@@ -222,29 +226,37 @@ class _Recorded:
         return tuple(items) if many else items[0]
 
     def _begun(
-        self, name: str, given: dict[str, Any], key: str, word: str, body: dict[str, Any]
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        told: Callable[[Any], None],
+        word: str,
+        body: dict[str, Any],
     ) -> None:
         """A call that is answered later: we stand between the port and who waits for it."""
         number = self._line(body | {"result": None})
-        told: Callable[[Any], None] = given[key]
         value = "result" if word == "done" else "value"
 
         def tell(result: Any) -> None:
             changed = self._root.changes()
             self._line(
-                {word: number, value: encode(result)} | ({"memory": changed} if changed else {})
+                {word: number, value: _shown(result)} | ({"memory": changed} if changed else {})
             )
             told(result)
 
-        given[key] = tell
-        try:
-            self._let(name, given)
+        try:  # as it was called, but for who is told
+            self._let(
+                name,
+                tuple(tell if item is told else item for item in args),
+                {key: tell if item is told else item for key, item in kwargs.items()},
+            )
         except HalError as exc:  # refused at once, as a wrong request is
             self._line({"raised": number, "result": encode(exc)})
             raise
 
-    def _let(self, name: str, given: dict[str, Any]) -> Any:
-        return getattr(self._item, name)(**given)
+    def _let(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return getattr(self._item, name)(*args, **kwargs)
 
     def _after(self, body: dict[str, Any]) -> dict[str, Any]:
         changed = self._root.changes()
@@ -252,6 +264,15 @@ class _Recorded:
 
     def _line(self, body: dict[str, Any]) -> int:
         return self._root.recorder.line(body, self._root.number)
+
+
+def _shown(value: Any) -> Any:
+    """A value that a port shouldn't have is noted by its type: who uses the port isn't to blame,
+    and a replay refuses it."""
+    try:
+        return encode(value)
+    except TypeError:
+        return {"opaque": type(value).__name__}
 
 
 def _runs(before: bytes | bytearray, now: bytes, gap: int = 16) -> list[tuple[int, int]]:

@@ -451,3 +451,110 @@ def test_what_a_device_wrote_during_a_call_is_there_when_it_returns(tmp_path: Pa
     recorder.close()
     made, _ = registry(world)
     assert use(made.open_function(f"replay:{path}")) == b"done"
+
+
+class RefusesAtOnce:
+    """Power that raises instead of completing, which no port of ours does but a wrong call may."""
+
+    def submit(
+        self, request: PowerRequest, deadline_ns: int, done: Callable[[object], None]
+    ) -> None:
+        raise Refused(f"slot {request.slot}: not on this card")
+
+
+def test_a_request_that_is_refused_by_raising_is_refused_so_again(tmp_path: Path) -> None:
+    path = tmp_path / "power.jsonl"
+    world = VirtualWorld()
+    recorder = Recorder(path, world.reactor.now_ns)
+    request = PowerRequest(slot=9, action=PowerAction.ON)
+    live = recorder.wrap("power", parse_spec("mock"), RefusesAtOnce())
+    with pytest.raises(Refused, match="slot 9"):
+        live.submit(request, 1000, Result())
+    recorder.close()
+    made, openers = registry(world)
+    played = made.open_power(f"replay:{path}")
+    with pytest.raises(Refused, match="slot 9"):
+        played.submit(request, 2000, Result())
+    openers.replays[str(path)].check_finished()
+
+
+def test_a_completion_of_no_call_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "cxl.jsonl"
+    record(path, use_cxl, "mock:mem0", add_cxl)
+    edit(path, lambda lines: lines[4].update(done=77))
+    world = VirtualWorld()
+    made, _ = registry(world)
+    with pytest.raises(Refused, match=r"cxl\.jsonl:5: completes line 77"):
+        use_cxl(made, world, f"replay:{path}")
+
+
+def test_after_close_of_the_recorder_the_ports_go_on_unrecorded(tmp_path: Path) -> None:
+    world = VirtualWorld()
+    add_cxl(world)
+    path = tmp_path / "cxl.jsonl"
+    recorder = Recorder(path, world.reactor.now_ns)
+    made, _ = registry(world, recorder)
+    port = made.open_cxl("mock:mem0")
+    recorder.close()
+    recorder.close()
+    size = path.stat().st_size
+    assert port.opcodes()
+    assert path.stat().st_size == size
+
+
+def test_a_port_that_cannot_be_recorded_is_handed_through(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "x.jsonl", lambda: 0)
+    item = object()
+    assert recorder.wrap("clock", parse_spec("mock"), item) is item
+
+
+def test_a_recorded_port_has_what_its_port_has_and_nothing_else(tmp_path: Path) -> None:
+    world = VirtualWorld()
+    add_cxl(world)
+    recorder = Recorder(tmp_path / "x.jsonl", world.reactor.now_ns)
+    made, _ = registry(world, recorder)
+    port: Any = made.open_cxl("mock:mem0")
+    with pytest.raises(AttributeError, match="recorded cxl has no 'ioctl'"):
+        port.ioctl(1)
+    with pytest.raises(TypeError, match="deadline_ns"):
+        port.submit(CxlCommand(opcode=1))
+
+
+class GoneWithItsFunction(WritesWhileAsked):
+    """Its buffers can't be looked at any more once the function is closed."""
+
+    closed = False
+
+    @property
+    def view(self) -> memoryview:
+        assert not self.closed
+        return super().view
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_memory_of_a_function_that_was_closed_first_is_let_alone(tmp_path: Path) -> None:
+    world = VirtualWorld()
+    recorder = Recorder(tmp_path / "order.jsonl", world.reactor.now_ns)
+    function = recorder.wrap("pci_function", parse_spec("mock:writer"), GoneWithItsFunction())
+    buffer = function.dma(4096)
+    function.close()
+    buffer.close()
+
+
+def test_a_value_that_no_port_has_is_noted_and_does_no_harm(tmp_path: Path) -> None:
+    class Odd:
+        def submit(self, request: object, deadline_ns: int, done: Callable[[object], None]) -> None:
+            done(object())
+
+    path = tmp_path / "odd.jsonl"
+    world = VirtualWorld()
+    recorder = Recorder(path, world.reactor.now_ns)
+    result: Result[Any] = Result()
+    recorder.wrap("power", parse_spec("mock"), Odd()).submit(None, 5, result)
+    recorder.close()
+    assert result.came
+    made, _ = registry(world)
+    with pytest.raises(Refused, match="opaque"):
+        made.open_power(f"replay:{path}").submit(None, 5, Result())  # type: ignore[arg-type]
