@@ -122,7 +122,7 @@ class LinuxSlotPorts:
 
 
 def linux_ports(
-    board: Board, state: Path, loop: Loop, clock: LinuxClock, client: KeeperClient
+    board: Board, run: Path, state: Path, loop: Loop, clock: LinuxClock, client: KeeperClient
 ) -> CardPorts:
     """The ports of a card whose board is of real devices."""
     workers = Workers(loop)
@@ -132,7 +132,8 @@ def linux_ports(
     def open_mover(window: str) -> Mover:
         spec = parse_spec(window)
         absent = partial(why_absent, spec.scheme, spec.target)
-        return Mover(window, spawner, loop, mover_argv, say=_say, absent=absent)
+        argv_of = partial(mover_argv, run=str(run))
+        return Mover(window, spawner, loop, argv_of, say=_say, absent=absent)
 
     switches = {slot.slot: slot_switch(slot.power) for slot in board.slots}
     return CardPorts(
@@ -228,7 +229,7 @@ def _serve(
     loop = Loop(clock, on_fault=box.recorder.on_fault if box else None)
     client = KeeperClient(run, loop)
     if board.kind == "linux":
-        ports = linux_ports(board, state, loop, clock, client)
+        ports = linux_ports(board, run, state, loop, clock, client)
     else:
         ports = local_ports(board, run, state, loop, clock, client)
     if record is not None:

@@ -167,9 +167,10 @@ class _Way:
             self._source.give_back()
 
 
-def mover_argv(window: str, near_fds: str, control_fd: int) -> list[str]:
-    """How a mover is started (`firmware.mover_app`)."""
+def mover_argv(window: str, near_fds: str, control_fd: int, *, run: str = "") -> list[str]:
+    """How a mover is started (`firmware.mover_app`). `run`: whose keeper holds VFIO functions."""
     argv = [sys.executable, "-m", "firmware.mover_app", "--window", window]
+    argv += ["--run", run] if run and window.startswith("vfio:") else []
     return [*argv, "--near", near_fds, "--control", str(control_fd)]
 
 

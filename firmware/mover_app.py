@@ -1,6 +1,6 @@
 """The processes that alone touch BARs: the composition root of `firmware.mover` and `.mailbox`.
 
-    python -m firmware.mover_app --window SPEC --near MEMFD,BELL,BELL --control FD
+    python -m firmware.mover_app --window SPEC --near MEMFD,BELL,BELL --control FD [--run DIR]
     python -m firmware.mover_app --mailbox SPEC --control FD     the stream carries the link itself
 
 The first one's owner is `hal.linux.mover`. Words on its control stream: `up`, `down CAUSE`, `alive`
@@ -10,6 +10,7 @@ or has failed.
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Final
 
 from firmware.loop import MS, Loop
@@ -20,10 +21,12 @@ from hal.linux.clock import LinuxClock
 from hal.linux.entropy import LinuxEntropy
 from hal.linux.shm import shm_window_from_fds
 from hal.linux.stream import StreamSocket
+from hal.local.client import KeeperClient
 from hal.ports import Event
-from hal.registry import Registry, World
+from hal.registry import Registry, WindowPair, World
 
 ALIVE_NS: Final = 1_000 * MS
+OPEN_NS: Final = 10_000 * MS  # a function that is reset on the way
 CAUSE_LIMIT: Final = 900  # characters
 
 
@@ -34,23 +37,25 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--window", help="spec string, see hal/registry.py")
     what.add_argument("--mailbox", help="the same, of a memory that carries a control link")
     parser.add_argument("--near", default="", help="memfd, bell to hear, bell to ring")
+    parser.add_argument("--run", default="", help="where the keeper is that holds the function")
     parser.add_argument("--control", required=True, type=int)
     options = parser.parse_args(argv)
     control = StreamSocket.from_fd(options.control)
     if options.mailbox is not None:
         return _run_mailbox(options.mailbox, control)
     try:
-        return _run(options.window, options.near, control)
+        return _run(options.window, options.near, options.run, control)
     except (HalError, ValueError) as exc:
         _tell(control, f"down {exc}")
         return 1
 
 
-def _run(window: str, near_fds: str, control: StreamSocket) -> int:
+def _run(window: str, near_fds: str, run: str, control: StreamSocket) -> int:
     loop = Loop(LinuxClock())
     memfd, bell_rx, bell_tx = (int(fd) for fd in near_fds.split(","))
     near = shm_window_from_fds(memfd, bell_rx, bell_tx, "cnm")
-    far = Registry(World(reactor=loop)).open_shared_window(window)
+    keeper = KeeperClient(Path(run), loop) if run else None
+    bridges: list[Bridge] = []
     causes: list[str] = []
 
     def end(why: str) -> None:
@@ -63,16 +68,28 @@ def _run(window: str, near_fds: str, control: StreamSocket) -> int:
         except LinkDown:
             loop.stop()
 
-    bridge = Bridge(near, far, loop, LinuxEntropy(), on_end=end, say=_say)
-    bridge.start()
+    def opened(far: WindowPair | HalError) -> None:
+        if isinstance(far, HalError):
+            end(str(far))
+            return
+        try:
+            bridges.append(Bridge(near, far, loop, LinuxEntropy(), on_end=end, say=_say))
+            bridges[0].start()
+        except (HalError, ValueError) as exc:
+            end(str(exc))
+            return
+        _tell(control, "up")
+
     loop.watch(control.handle, Event.READ, on_control)
     loop.every(ALIVE_NS, lambda: _tell(control, "alive"))
-    _tell(control, "up")
+    registry = Registry(World(reactor=loop, keeper=keeper))
+    registry.submit_open_window(window, 0, loop.now_ns() + OPEN_NS, opened)
     loop.run()
     if causes:
         _tell(control, f"down {causes[0]}")
         return 1
-    bridge.close()
+    for bridge in bridges:
+        bridge.close()
     return 0
 
 

@@ -4,6 +4,7 @@
     mock:cnm0-mc                     byte_stream  a line of the virtual kernel; ?side=a|b
     shm:cnm0                         window       sealed shared memory, by the keeper
     pci:0000:01:00.0/bar2?side=a     window       a BAR, by sysfs; &bytes=N for no less than that
+    vfio:0000:01:00.0/bar2?side=a    window       the same through VFIO
     map:/dev/dax0.0?side=a           window       CXL memory, or the file behind an ivshmem
     mock:cnm0                        window       a window pair of the virtual kernel; ?side=a|b
     i2c:1                            smbus        /dev/i2c-1, an adapter of the kernel
@@ -48,6 +49,7 @@ SPEC_LIMIT: Final = 512  # characters
 SCHEME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 OPTION: Final = re.compile(r"([a-z][a-z0-9_]{0,31})=([^&?=]{0,128})")
 BAUD_DEFAULT: Final = 115_200
+BARS_LAST: Final = 5
 
 WindowPair: TypeAlias = tuple[Window, Doorbell]
 
@@ -247,6 +249,48 @@ def _region_window(world: World, spec: Spec) -> WindowPair:
     return _with_bell(world, LinuxCxlBus().map_region(spec.target, _side(spec)))
 
 
+def _vfio_window(
+    world: World, spec: Spec, slot: int, deadline_ns: int, done: Done[WindowPair]
+) -> None:
+    """By the keeper's descriptors where there is a keeper: then nobody's death resets it."""
+    from hal.linux.vfio import VfioFunction, VfioHost
+    from hal.local.functions import submit_open_function
+
+    side, at_least = _side(spec), spec.integer("bytes", 0)
+    name, _, bar = spec.target.partition("/bar")
+    if not bar.isdecimal() or int(bar) > BARS_LAST:
+        raise Refused(f"{spec.text!r}: want vfio:0000:01:00.0/bar2?side=a")
+    address = PciAddress.parse(name)
+
+    def opened(function: VfioFunction | HalError) -> None:
+        done(function if isinstance(function, HalError) else window_of(function))
+
+    def window_of(function: VfioFunction) -> WindowPair | HalError:
+        from hal.linux.pci_window import BarWindow
+        from hal.linux.vfio_region import MappedRegion
+
+        try:
+            region = function.map(int(bar), at_least)
+            if not isinstance(region, MappedRegion):
+                raise Refused(f"{spec.text!r}: BAR {bar} can't be mapped in one piece")
+            window = BarWindow(region.memory, side, spec.target, on_close=function.close)
+            return _with_bell(world, window)
+        except HalError as exc:
+            function.close()
+            return exc
+
+    host = world.vfio if world.vfio is not None else VfioHost(world.reactor)
+    if world.keeper is not None:
+        submit_open_function(world.keeper, host, address, deadline_ns, opened)
+        return
+    result: VfioFunction | HalError
+    try:
+        result = host.open(address)
+    except HalError as exc:
+        result = exc
+    world.reactor.post(lambda: opened(result))
+
+
 def _side(spec: Spec) -> "Side":
     return "b" if spec.choice("side", ("a", "b")) == "b" else "a"
 
@@ -424,6 +468,7 @@ TABLE: Final[Mapping[str, Mapping[str, Opener]]] = {
         "pci": Opener(
             open=_later(_pci_window), open_now=_pci_window, options=frozenset({"side", "bytes"})
         ),
+        "vfio": Opener(open=_vfio_window, options=frozenset({"side", "bytes"})),
         "map": Opener(
             open=_later(_map_window), open_now=_map_window, options=frozenset({"side", "bytes"})
         ),

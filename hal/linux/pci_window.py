@@ -50,12 +50,14 @@ class BarWindow:
         name: str,
         *,
         why_gone: Callable[[], str] = lambda: "",
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        """`why_gone()` says what the link says of the device, "" when it is there. Side a writes
-        the header, side b only into memory that is all zeros. Raises Refused for another layout."""
+        """`why_gone()` says what the link says of the device, "" when it is there; `on_close()` is
+        called when it is closed, for whatever else goes with it. Side a writes the header, side b
+        only into memory that is all zeros. Raises Refused for another layout."""
         self.name = name
         self._mapping = mapping
-        self._why_gone = why_gone
+        self._why_gone, self._on_close = why_gone, on_close
         self._layout = BarLayout.of(len(mapping))
         self._half_bytes = self._layout.half_bytes
         self._whole = memoryview(mapping)
@@ -122,6 +124,8 @@ class BarWindow:
                 view.release()
         with contextlib.suppress(BufferError):
             self._mapping.close()
+        on_close, self._on_close = self._on_close, lambda: None
+        on_close()
 
     # --- for the polled doorbell ---
 
@@ -220,7 +224,7 @@ def pci_half_bytes(target: str, *, sysfs: Path = SYSFS) -> int:
 
 
 def why_absent(scheme: str, target: str) -> str:
-    """Why there is nothing to open, in words; "" when there is. For schemes pci and map."""
+    """Why there is nothing to open, in words; "" when there is."""
     if scheme == "map":
         return "" if Path(target).exists() else f"no {target}"
     try:

@@ -17,13 +17,17 @@ import pytest
 
 from firmware.mover import mover_argv
 from firmware.window import WindowChannel
+from hal.errors import HalError
 from hal.linux.cgroup import CgroupTree
 from hal.linux.children import Children
 from hal.linux.entropy import LinuxEntropy
 from hal.linux.mover import Mover
-from hal.linux.pci_window import open_pci_window
+from hal.linux.pci_bus import LinuxPciBus
+from hal.linux.pci_window import BarWindow, open_pci_window
 from hal.linux.polled_bell import PolledBell
 from hal.linux.spawner import LinuxSpawner
+from hal.pci_ports import PciAddress
+from hal.registry import Registry, World
 from tests.contract import test_doorbell, test_window
 from tests.contract.rigs import DoorbellRig, WindowRig
 from tests.contract.worlds import RealWorld
@@ -87,6 +91,43 @@ def a_polled_bell_over_ivshmem_passes_the_doorbells_contract(ctx: Context) -> Ev
             part.close()
         world.close()
     return Evidence(driver=DRIVER, device=f"{address}/bar2", numbers={"tests": run})
+
+
+@case(on=CARD, deadline_s=90)
+def a_bar_through_vfio_is_a_window_too(ctx: Context) -> Evidence:
+    """The whole contract over one mapping that VFIO gave, both sides in it."""
+    ctx.modprobe("vfio-pci")
+    address = PciAddress.parse(ctx.pci(IDS))
+    world = RealWorld()
+    bus = LinuxPciBus(world.reactor)
+    bus.bind(address, "vfio-pci")
+    registry = Registry(World(reactor=world.reactor))
+    opened: list[Any] = []
+    try:
+        registry.submit_open_window(f"vfio:{address}/bar2?side=a", 0, 0, opened.append)
+        world.run_until(lambda: bool(opened), 30)
+        assert not isinstance(opened[0], HalError), opened[0]
+        a, bell = opened[0]
+        b = BarWindow(a._mapping, "b", "the same mapping")
+        run = 0
+        for name, test in _tests_of(test_window):
+            if "parametrize" in [mark.name for mark in getattr(test, "pytestmark", [])]:
+                continue
+            if "closing" in name:
+                continue  # the last one closes them
+            a.write(0, bytes(a.tx_bytes))
+            b.write(0, bytes(b.tx_bytes))
+            test(WindowRig(a=a, b=b))
+            run += 1
+        bell.close()
+        b.close()
+        a.close()
+        a.close()
+    finally:
+        bus.restore()
+        bus.close()
+        world.close()
+    return Evidence(driver="vfio-pci", device=f"{address}/bar2", numbers={"tests": run})
 
 
 # --- several machines ---
