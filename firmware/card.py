@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from firmware.board_types import Board, Slot
+from firmware.board_types import Board, Slot, Timing
 from firmware.decisions import Decisions
 from firmware.deployer import Deployer
 from firmware.discovery import Discovery
@@ -302,6 +302,8 @@ class Card:
                 entropy=self._ports.entropy,
                 name=f"{slot.id}/{name}",
                 vendor_id=self.board.vendor_id,
+                # the time-outs are made for the usual round trip
+                patience=max(1, self.board.timing.round_trip_ms // Timing().round_trip_ms),
             )
         cnm = Cnm(
             id=slot.id,

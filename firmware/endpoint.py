@@ -42,6 +42,7 @@ NOTICE_TAG: Final = 7  # of its own: an urgent grant may go out between the pack
 TIMEOUT_MS: Final = 500
 ATTEMPTS: Final = 3
 REPLY_KEEP_MS: Final = 6_000
+MOST_PATIENCE: Final = (REPLY_KEEP_MS - 1) // (ATTEMPTS * TIMEOUT_MS)
 REPLIES_KEPT: Final = 128
 WAITING_LIMIT: Final = 256
 BUSY_RETRY_MS: Final = 20
@@ -123,9 +124,13 @@ class Endpoint:
         name: str,
         vendor_id: int = VENDOR_ID,
         answer_control: Callable[[bytes], bytes | None] | None = None,
+        patience: int = 1,
     ) -> None:
-        """`answer_control(message)` answers MCTP control requests, type byte included."""
+        """`answer_control(message)` answers MCTP control requests, type byte included. Every
+        time-out is `patience` times as long, at most MOST_PATIENCE: for a far end that is slow by
+        nature, and keeps its replies as long as any."""
         self.name = name
+        self._patience = min(patience, MOST_PATIENCE)
         self.link = link
         self.counters: Counter[str] = Counter()
         self._reactor = reactor
@@ -153,8 +158,9 @@ class Endpoint:
         attempts: int = ATTEMPTS,
     ) -> None:
         """Send a request body; `done` gets the reply body or a `RequestError`, once, later."""
-        total_ns = timeout_ms * attempts * MS
-        pending = _Pending(body, done, timeout_ms * MS, self._reactor.now_ns() + total_ns, attempts)
+        wait_ns = timeout_ms * self._patience * MS
+        until_ns = self._reactor.now_ns() + wait_ns * attempts
+        pending = _Pending(body, done, wait_ns, until_ns, attempts)
         if len(self._waiting) >= WAITING_LIMIT:
             self.counters["tx_requests_full"] += 1
             error = RequestLost(f"{self.name}: {WAITING_LIMIT} requests are waiting already")

@@ -38,6 +38,7 @@ BACKOFF_MOST_NS: Final = 10_000 * MS
 ABSENT_NS: Final = 200 * MS
 STEADY_NS: Final = 30_000 * MS  # one that was up so long was no failure to start with
 SILENT_NS: Final = 15_000 * MS
+START_NS: Final = 60_000 * MS  # until its first word: an emulated processor starts Python in 20 s
 STOP_NS: Final = 2_000 * MS  # from the end of its stream until it is killed
 LINE_LIMIT: Final = 1024
 WAITING_LIMIT: Final = 16
@@ -229,19 +230,23 @@ class Mover:
         word, _, rest = line.partition(" ")
         if word == "up" and not self._closed:
             self._up, self._up_ns, self.failure = True, self._heard_ns, None
+            self._watch_silence()
             self._answer(None)
         elif word == "down":
             self._last_words = rest
 
     def _watch_silence(self) -> None:
         self._cancel_timer()
-        self._cancel_timer = self._reactor.call_at(self._heard_ns + SILENT_NS, self._on_silence)
+        limit_ns = SILENT_NS if self._up else START_NS
+        self._cancel_timer = self._reactor.call_at(
+            self._heard_ns + limit_ns, lambda: self._on_silence(limit_ns)
+        )
 
-    def _on_silence(self) -> None:
-        if self._reactor.now_ns() - self._heard_ns < SILENT_NS:
+    def _on_silence(self, limit_ns: int) -> None:
+        if self._reactor.now_ns() - self._heard_ns < limit_ns:
             self._watch_silence()
         elif self._process is not None:
-            self._last_words = f"it said nothing for {SILENT_NS // MS} ms: the device hangs"
+            self._last_words = f"it said nothing for {limit_ns // MS} ms: the device hangs"
             self._process.kill(signal.SIGKILL)
 
     def _hang_up(self) -> None:

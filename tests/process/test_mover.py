@@ -208,6 +208,14 @@ def test_a_mover_that_hangs_is_killed_and_replaced(bench, monkeypatch):
     assert bench.mover.pid != pid
 
 
+def test_a_mover_that_starts_slowly_is_not_taken_for_a_hanging_one(bench, monkeypatch):
+    monkeypatch.setattr(mover_module, "SILENT_NS", 1)
+    bench.mover._watch_silence()
+    bench.world.run_until(lambda: bench.mover.up, 30)
+    monkeypatch.setattr(mover_module, "SILENT_NS", 60 * SECOND)
+    assert bench.mover.restarts == 0
+
+
 def test_a_mover_ends_with_its_owner(bench):
     bench.open()
     process = bench.mover._process

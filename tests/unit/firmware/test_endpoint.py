@@ -6,6 +6,7 @@ import pytest
 
 from firmware.endpoint import (
     ATTEMPTS,
+    MOST_PATIENCE,
     REPLY_KEEP_MS,
     TAGS,
     TIMEOUT_MS,
@@ -141,6 +142,26 @@ def test_a_late_reply_is_never_taken_for_the_next_one(ends: Ends) -> None:
     promises[1].complete(StatusReply(boot_id=BOOT, status_seq=2, total=0))
     ends.kernel.run_for(50 * MS)
     assert ends.answers[1].status_seq == 2
+
+
+@pytest.mark.parametrize(("patience", "times"), [(2, 2), (100, MOST_PATIENCE)])
+def test_a_patient_end_waits_longer_but_never_longer_than_replies_are_kept(
+    ends: Ends, patience: int, times: int
+) -> None:
+    slow = Endpoint(
+        ends.card._reactor,
+        ends.card.link,
+        entropy=MockEntropy(ends.kernel.node("slow")),
+        name="slow",
+        patience=patience,
+    )
+    ends.cnm.serve(StatusRequest, lambda _body: Deferred())
+    slow.request(StatusRequest(cursor=0), ends.answers.append, attempts=1)
+    ends.kernel.run_for((times * TIMEOUT_MS - 50) * MS)
+    assert ends.answers == []
+    ends.kernel.run_for(100 * MS)
+    assert isinstance(ends.answers[0], RequestTimedOut)
+    assert MOST_PATIENCE * ATTEMPTS * TIMEOUT_MS < REPLY_KEEP_MS
 
 
 def test_busy_waits_as_told_and_does_not_use_up_attempts(ends: Ends) -> None:
