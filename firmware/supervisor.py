@@ -240,6 +240,18 @@ def _timing(board: Board) -> SupervisionTiming:
     )
 
 
+def supervision_timing(board: Board) -> SupervisionTiming:
+    """A board that says it takes longer to be ready (an emulated one) is waited for longer; never
+    less long than for any other."""
+    usual = SupervisionTiming()
+    times = max(1, board.timing.ready_ms // Timing().ready_ms)
+    return SupervisionTiming(
+        watchdog_ns=board.timing.watchdog_ms * 1_000_000,
+        ready_ns=usual.ready_ns * times,
+        keeper_ready_ns=usual.keeper_ready_ns * times,
+    )
+
+
 def _trim(log: str) -> None:
     try:
         trim_log(log, LOG_LIMIT_BYTES)

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from firmware import supervision as sv
+from firmware.board import load_board
 from firmware.board_types import Timing
+from firmware.supervisor import supervision_timing
 from hal.errors import Unavailable
 from hal.service_ports import Notice
 from tests.unit.firmware.fake_reactor import FakeReactor
@@ -375,3 +377,13 @@ def test_a_hung_daemon_is_back_before_the_leases_end() -> None:
     assert ours_ms <= board.restart_ms
     assert TIMING.watchdog_ns // MS == board.watchdog_ms
     assert board.lease_min_restart_ms <= board.lease_ms
+
+
+def test_a_board_that_is_slow_to_be_ready_is_waited_for_longer():
+    usual, slow = (
+        supervision_timing(load_board(name, run_dir="/run/apf")) for name in ("local", "qemu_q35")
+    )
+    assert usual.ready_ns == sv.SupervisionTiming().ready_ns
+    assert slow.ready_ns >= 3 * usual.ready_ns
+    assert slow.keeper_ready_ns >= 3 * usual.keeper_ready_ns
+    assert slow.watchdog_ns == 4_000_000_000
