@@ -155,6 +155,34 @@ def test_modules_behind_ttys_and_bars_are_found_and_a_vanished_bar_harms_no_daem
     card.wait("both modules are leased still", lambda: leased(card))
 
 
+def test_a_daemon_that_is_killed_leaves_no_mover_behind_and_its_successor_has_windows_again(bench):
+    card, folder = bench
+    card.wait("both modules leased", lambda: leased(card), 60)
+    card.wait("the window is up", lambda: "window.up" in codes(card, "cnm0"))
+    pid, before = card.call("status")["daemon_pid"], movers(folder)
+    assert len(before) == 2
+    os.kill(pid, signal.SIGKILL)
+    card.hang_up()
+    card.wait("another daemon", lambda: (card.status() or {}).get("daemon_pid", pid) != pid)
+    card.wait("both modules are leased again", lambda: leased(card), 60)
+    card.wait("its own window is up", lambda: "window.up" in codes(card, "cnm0"))
+    assert not before & movers(folder)
+    assert len(movers(folder)) == 2
+
+
+def movers(folder):
+    """Pids of the card's own."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if b"firmware.mover_app" in words and any(
+                word.startswith(f"map:{folder}/".encode()) and b"side=a" in word for word in words
+            ):
+                found.add(int(path.parent.name))
+    return found
+
+
 def codes(card, cnm):
     return [event["code"] for event in card.events() if event["cnm"] == cnm]
 
