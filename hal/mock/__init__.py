@@ -22,13 +22,15 @@ SHA-256 is the same for the same seed, also under another PYTHONHASHSEED.
     node.py      clocks                            drift, steps of the wall clock, a stopped node
     pci*.py      PCI functions and their bus       pulled, link down, lost writes and interrupts,
                                                    storm, AER, wrong BARs, shared IOMMU group
+    cxl*.py      CXL memory devices: mailbox,      retry, busy, silence, failing commands, bad
+                 labels, health, events, regions   labels, full logs, pulled
     unix_server.py  local listening sockets        no descriptor left for a connection
 
 What it does not model, so nothing that passes here is proof of it: CPU time (a handler takes no
 virtual time; a slow handler never shows as a late timer), true parallelism (one loop runs at a
 time and is never interrupted in a handler), memory ordering (a publish is visible at once, in
 order), UART parity, framing errors and modem lines, partial reads that tear a 32-bit word, PCIe
-transactions and CXL below the window, kernel buffers beyond the stated bounds, file permissions and owners,
-disk blocks below the record or file (SQLite's own recovery is not run), network, and the inside
-of a tenant's program.
+transactions and CXL below the window and the mailbox, kernel buffers beyond the stated bounds,
+file permissions and owners, disk blocks below the record or file (SQLite's own recovery is not
+run), network, and the inside of a tenant's program.
 """
