@@ -35,7 +35,7 @@ from protocol.cxl.memory import (
 DEVICE_LIMIT: Final = 64
 EVENTS_KEPT: Final = 32  # of each device, the last ones
 TURN_MS: Final = 10_000  # as others poll such devices (OpenBIC #2092)
-ASK_MS: Final = 3_000  # for one command with its retries; the kernel's own limit is 2 s
+ASK_MS: Final = 4_000  # for one command with its retries; one alone has 2 s (CXL 3.1, 9.20.2)
 LOGS: Final = (EventLog.FATAL, EventLog.FAILURE, EventLog.WARNING, EventLog.INFORMATIONAL)
 
 # Errors that say "never": such a command is not asked for again while the device is open.

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from firmware.cxl_watch import DEVICE_LIMIT, CxlWatch
+from firmware.cxl import BUSY_LIMIT, BUSY_PAUSE_MS, RETRY_LIMIT, RETRY_PAUSE_MS
+from firmware.cxl_watch import ASK_MS, DEVICE_LIMIT, TURN_MS, CxlWatch
 from hal.cxl_ports import (
     CxlCommand,
     CxlInventory,
@@ -16,6 +17,7 @@ from hal.mock.cxl_device import MockCxlDevice
 from hal.ports import Done
 from protocol.cxl.codes import Opcode
 from protocol.cxl.events import EventLog
+from protocol.cxl.message import RESPONSE_MS
 from tests.contract.worlds import VirtualWorld
 
 
@@ -200,3 +202,8 @@ def test_after_close_nothing_is_asked_any_more() -> None:
     turns = bench.watch.turns
     bench.world.run_for(30)
     assert bench.watch.turns == turns
+
+
+def test_a_command_with_all_its_retries_ends_before_the_time_for_it() -> None:
+    pauses_ms = RETRY_LIMIT * RETRY_PAUSE_MS + BUSY_LIMIT * BUSY_PAUSE_MS
+    assert RESPONSE_MS + pauses_ms < ASK_MS < TURN_MS
