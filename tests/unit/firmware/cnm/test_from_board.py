@@ -19,7 +19,7 @@ def test_a_module_of_qemu_cnm_is_told_its_own_ends_and_the_cards_timing():
     assert (found.id, found.slot, found.cgroup) == ("cnm1", 1, "/apf/cnm1")
     assert found.mc == "serial:/dev/ttyS4?baud=115200"
     assert found.window == "pci:0000:00:10.0/00.0/bar2?side=b&bytes=16777216"
-    assert (found.timing.heartbeat_ms, found.timing.stop_ms) == (200, 2000)
+    assert (found.timing.heartbeat_ms, found.timing.stop_ms) == (500, 5000)
     assert (found.run_dir, found.state_dir) == (str(RUN), str(STATE))
 
 
