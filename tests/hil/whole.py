@@ -49,7 +49,12 @@ def start_module(ctx: Context, slot: int) -> dict[str, str]:
         )
     window = ctx.pci(WINDOW_IDS)
     tty = Path("/sys/class/tty/ttyS4/device")
-    return {"pid": str(child.pid), "window": window, "tty": tty.resolve().name}
+    return {
+        "pid": str(child.pid),
+        "window": window,
+        "tty": tty.resolve().name,
+        "tty_driver": (tty / "driver").resolve().name,
+    }
 
 
 def modules(_ctx: Context) -> list[dict[str, Any]]:
@@ -91,10 +96,15 @@ def log_of(_ctx: Context, instance: str) -> str:
     return str(_apf("logs", instance, timeout_s=60)["text"])
 
 
-def counters(_ctx: Context) -> dict[str, Any]:
-    """The daemon's own."""
-    found: dict[str, Any] = _call("status")["counters"]
+def status(_ctx: Context) -> dict[str, Any]:
+    """As `apf status`."""
+    found: dict[str, Any] = _call("status")
     return found
+
+
+def port_driver(ctx: Context) -> str:
+    """Which driver has the port that a window is behind; the BAR itself is mapped by sysfs."""
+    return ctx.driver((PCI / ctx.pci(WINDOW_IDS)).resolve().parent.name)
 
 
 def containers(_ctx: Context) -> dict[str, list[str]]:
@@ -122,12 +132,6 @@ def module_log(_ctx: Context) -> str:
 def card_log(_ctx: Context) -> str:
     """The end of what the supervisor and the daemon have said."""
     return _tail(_RUN / "supervisor.log")
-
-
-def window_driver(ctx: Context, address: str) -> str:
-    """Which driver has a window's function; the memory is mapped without one."""
-    assert (PCI / address / "resource2").exists()
-    return ctx.driver(address) or "pci-sysfs"
 
 
 def _call(method: str, params: Mapping[str, object] | None = None) -> Any:

@@ -19,6 +19,7 @@ from tools.polls import polls
 from tools.rig.qemu import Machine
 
 _WINDOW: Final = "16M"
+_WORKER: Final = "shop/worker/0"
 _PORTS: Final = "8250.nr_uarts=8"  # ttyS4 is the first of a PCI function
 _COMPOSE: Final = """\
 name: shop
@@ -118,6 +119,13 @@ class _Whole:
         self.modules = modules
         self.times: dict[str, int] = {}
 
+    def replace(self, n: int) -> None:
+        """A fresh machine in slot `n`."""
+        self.modules[n] = self._rig.boot(module_machine(self._rig.folder, n))[0]
+
+    def close(self) -> None:
+        self.clock.close()
+
     def step(self, name: str, do: Callable[[], Any]) -> Any:
         """Each with its time, seen by who watches."""
         start_ns = self.clock.now_ns()
@@ -128,7 +136,7 @@ class _Whole:
 
     def wait(self, what: str, hold: Callable[[], Any], timeout_s: int) -> Any:
         """Ask until it is true. AssertionError with what the daemons said last."""
-        for _ in polls(timeout_s * 1000, step_ms=500):
+        for _ in polls(timeout_s * 1000, step_ms=3_000):
             if found := hold():
                 return found
         raise AssertionError(f"{what}: not within {timeout_s} s\n{self.why()}")
@@ -157,26 +165,77 @@ class _Whole:
         return rows if good and len(rows) == 4 else None
 
 
-@rig_case(deadline_s=600)
+@rig_case(deadline_s=900)
 def a_card_and_its_modules_in_machines_of_their_own(rig: Rig) -> Evidence:
     it = _Whole(rig)
-    it.step("the card is up", lambda: it.card.call(whole.start_card, deadline_s=200))
-    ends = [guest.call(whole.start_module, slot=n) for n, guest in enumerate(it.modules)]
-    it.step(
-        "both modules are found",
-        lambda: it.wait("both LEASED", lambda: it.leased("cnm0", "cnm1"), 200),
+    try:
+        status = it.step("card up", lambda: it.card.call(whole.start_card, deadline_s=200))
+        ends = [guest.call(whole.start_module, slot=n) for n, guest in enumerate(it.modules)]
+        it.step("found", lambda: it.wait("both LEASED", lambda: it.leased("cnm0", "cnm1"), 240))
+        _deploy(it)
+        _kill_one(it)
+        _replace_it(it)
+        _drain_the_other(it)
+        assert it.card.call(whole.status)["daemon_pid"] == status["daemon_pid"], "it was restarted"
+    finally:
+        it.close()
+    return Evidence(
+        driver=f"serial ({ends[0]['tty_driver']}), {it.card.call(whole.port_driver)} (ivshmem BAR)",
+        device=f"{ends[0]['tty']}, {ends[0]['window']}/bar2",
+        numbers={f"{name}_ms": took for name, took in it.times.items()},
     )
-    it.step("an image is imported", lambda: it.card.call(whole.import_image, deadline_s=120))
+
+
+def _deploy(it: _Whole) -> None:
+    it.step("image", lambda: it.card.call(whole.import_image, deadline_s=150))
     it.step(
-        "three services run",
+        "deployed",
         lambda: it.card.call(
             whole.submit,
             compose=_COMPOSE.format(image=whole.IMAGE),
             timeout_s=300,
-            deadline_s=320,
+            deadline_s=330,
         ),
     )
-    rig.tell(str(it.placed()))
-    rig.tell(str([guest.call(whole.containers) for guest in it.modules]))
-    rig.tell(str(it.card.call(whole.counters)))
-    return Evidence(driver="8250_pci", device=str(ends), numbers=it.times)
+    rows = it.placed()
+    web = {rows[f"shop/web/{n}"]["cnm"] for n in range(2)}
+    assert web == {"cnm0", "cnm1"}, f"spread over modules: {rows}"
+    for guest, cnm in zip(it.modules, ("cnm0", "cnm1"), strict=True):
+        wanted = sum(row["cnm"] == cnm for row in rows.values())
+        found = guest.call(whole.containers)
+        assert len(found) == wanted, f"{cnm} has {wanted} instances, and in /proc: {found}"
+    # computed in a module, read by its agent, carried through the BAR
+    text = it.wait("the worker's log", lambda: it.card.call(whole.log_of, instance=_WORKER), 60)
+    assert text.split()[0] == _WORK_SHA256, text
+
+
+def _kill_one(it: _Whole) -> None:
+    """The machine dies, and what it showed on the card's bus is gone with it."""
+    before = it.placed()
+    it.modules[0].kill()
+    it.card.qmp("device_del", {"id": "window0"})
+    rows = it.step("failover", lambda: it.wait("all on cnm1", lambda: it.all_on("cnm1"), 180))
+    it.card.event("DEVICE_DELETED", timeout_s=60, device="window0")
+    for name, row in before.items():
+        grown = rows[name]["generation"] - row["generation"]
+        assert grown == (row["cnm"] == "cnm0"), f"{name}: {row} became {rows[name]}"
+    assert len(it.modules[1].call(whole.containers)) == len(rows)
+
+
+def _replace_it(it: _Whole) -> None:
+    """Another module is put into the slot: a function is plugged in, a machine boots."""
+    it.card.qmp(
+        "device_add",
+        {"driver": "ivshmem-plain", "id": "window2", "bus": "slot0", "memdev": "win0"},
+    )
+    it.replace(0)
+    it.modules[0].call(whole.start_module, slot=0)
+    it.step("replaced", lambda: it.wait("cnm0 LEASED", lambda: it.leased("cnm0"), 240))
+
+
+def _drain_the_other(it: _Whole) -> None:
+    before = it.placed()
+    it.card.call(whole.drain, cnm="cnm1")
+    rows = it.step("drained", lambda: it.wait("all on cnm0", lambda: it.all_on("cnm0"), 240))
+    assert all(rows[name]["generation"] == before[name]["generation"] + 1 for name in rows)
+    it.wait("no container on cnm1", lambda: not it.modules[1].call(whole.containers), 60)
