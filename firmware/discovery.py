@@ -74,6 +74,7 @@ class Discovery:
         self._on_ready = on_ready
         self._asking: set[tuple[str, str]] = set()  # (cnm, link) with a question under way
         self._asked_ns: dict[tuple[str, str], int] = {}
+        self._window_errors: dict[str, str] = {}  # of a slot: why its window could not be opened
 
     def scan_cnms(self) -> None:
         """Start over whatever is not known and not being asked. Called by a timer and on events;
@@ -270,8 +271,11 @@ class Discovery:
             if cnm.boot_id != reply.boot_id or cnm.capabilities is None:
                 return
             if error:
-                self._events.emit(EventCode.WINDOW_DOWN, f"{cnm.id}: {error}", cnm=cnm.id)
+                if self._window_errors.get(cnm.id) != error:  # tried again soon: said once
+                    self._window_errors[cnm.id] = error
+                    self._events.emit(EventCode.WINDOW_DOWN, f"{cnm.id}: {error}", cnm=cnm.id)
                 return
+            self._window_errors.pop(cnm.id, None)
             cnm.agent_ready = True
             self.look(cnm)
 

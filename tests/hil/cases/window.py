@@ -49,7 +49,7 @@ MIB: Final = 1 << 20
 # --- one guest, both ends in it ---
 
 
-@case(on=CARD, smoke=True)
+@case(on=CARD)
 def a_bar_of_ivshmem_passes_the_windows_contract(ctx: Context) -> Evidence:
     address = ctx.pci(IDS)
     run = 0
