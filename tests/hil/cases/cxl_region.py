@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from hal.cxl_ports import CxlRegion
+from hal.cxl_ports import Claimed, CxlRegion
 from hal.errors import Unavailable
 from hal.linux.cxl_sysfs import DEVICES, LinuxCxlBus, memdev_at
 from hal.registry import Registry
 from hal.registry import World as Openers
+from protocol.cxl.codes import Opcode
+from protocol.cxl.memory import SetLsaRequest
 from tests.contract.worlds import RealWorld
 from tests.hil.case import Context, Evidence, case
-from tests.hil.cases.cxl import prepare
+from tests.hil.cases.cxl import Mailbox, prepare
 from tests.hil.machines import device, memory
 from tools.rig.qemu import Machine
 
@@ -89,12 +91,26 @@ def make_dax(ctx: Context) -> None:
     ctx.wait(lambda: list(Path("/dev").glob("dax*")), "the dax device's file")
 
 
+def labels_are_claimed(address: str) -> str:
+    """What a write to the labels gives while the kernel uses them: nothing is written."""
+    mailbox = Mailbox(address)
+    try:
+        request = SetLsaRequest(offset=0, data=b"ours").to_bytes()
+        mailbox.good(Opcode.SET_LSA, request)
+    except Claimed as exc:
+        return str(exc)
+    finally:
+        mailbox.close()
+    raise AssertionError("labels were written under cxl_pmem's feet")
+
+
 @case(on=CXL_REGION, deadline_s=180)
 def a_cxl_region_carries_a_window(ctx: Context) -> Evidence:
     address = prepare(ctx)
     for module in ("cxl_pmem", "libnvdimm", "nd_pmem", "dax_pmem", "device_dax"):
         ctx.modprobe(module)
     region = make_region()
+    claimed = labels_are_claimed(address)
     assert (region.size_bytes, region.committed) == (SIZE, True)
     why = ""
     try:
@@ -123,7 +139,7 @@ def a_cxl_region_carries_a_window(ctx: Context) -> Evidence:
     finally:
         world.close()
     [found] = LinuxCxlBus().scan().regions
-    numbers["dax"] = " ".join(found.dax)
+    numbers |= {"dax": " ".join(found.dax), "labels": claimed}
     return Evidence(
         driver="cxl_region, cxl_pmem, dax_pmem",
         device=f"{memdev_at(address)} at {address}",
