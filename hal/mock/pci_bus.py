@@ -122,8 +122,10 @@ class MockPciBus:
         return sorted(found, key=lambda device: device.address)
 
     def submit_scan(self, deadline_ns: int, done: Done[Sequence[PciDevice]]) -> None:
-        """`scan`, as a host's files take it."""
-        run_later(self._node, SCAN_NS, deadline_ns, self.scan, done)
+        """What there is now, told when a host's files would have been read: what happens
+        meanwhile is not in it."""
+        found = self.scan()
+        run_later(self._node, SCAN_NS, deadline_ns, lambda: found, done)
 
     def config(self, address: PciAddress) -> bytes:
         model = self._tree.at(address)

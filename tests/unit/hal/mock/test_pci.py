@@ -164,13 +164,27 @@ def test_dma_needs_a_mapping_and_the_devices_reach() -> None:
     rig = Rig()
     function = rig.open()
     device = Edu(function.map(0))
-    near, far = function.dma(PAGE, edu.DMA_BITS), function.dma(1 << 20, 64)
-    assert near.iova < far.iova
-    device.start(edu.BUFFER, near.iova + PAGE - 2, 4, edu.FROM_DEVICE)  # runs out of it
+    near, far = function.dma(16 * PAGE), function.dma(PAGE)
+    assert (near.iova, far.iova) == (1 << 16, 1 << 17)
+    device.start(edu.BUFFER, near.iova, 4, edu.FROM_DEVICE)
     rig.run(10)
-    device.start(edu.BUFFER, (1 << 28) - 2, 4, edu.FROM_DEVICE)  # beyond 28 bits
+    assert rig.model.dma_faults == 0
+    device.start(edu.BUFFER, far.iova + PAGE - 2, 4, edu.FROM_DEVICE)  # runs out of it
+    rig.run(10)
+    assert rig.model.dma_faults == 1
+    rig.model.dma_bits = 17
+    device.start(edu.BUFFER, far.iova, 4, edu.FROM_DEVICE)  # mapped, and too far for it
     rig.run(10)
     assert rig.model.dma_faults == 2
+
+
+def test_an_acknowledgement_takes_back_only_what_it_names() -> None:
+    rig = Rig()
+    mmio = rig.open().map(0)
+    mmio.write32(edu.IRQ_RAISE, 3)
+    mmio.write32(edu.IRQ_ACK, 1)
+    assert mmio.read32(edu.IRQ_STATUS) == 2
+    assert rig.model.line()
 
 
 def test_a_reset_that_does_not_help_is_told() -> None:
