@@ -118,6 +118,8 @@ def test_a_cxl_memory_device_reads_as_lspci_reads_it() -> None:
         (CxlDvsec.REGISTER_LOCATOR, 0, 36),
         (CxlDvsec.DEVICE_GPF, 0, 16),
     ]
+    # behind the header of 10 B, each to its own end and no further (PCIe Base 5.0, 7.9.6.2)
+    assert [len(d.data) for d in found.dvsecs] == [46, 26, 6]
     cxl = found.cxl
     assert cxl is not None
     assert (cxl.cache, cxl.io, cxl.mem, cxl.hdm_ranges) == (False, True, True, 1)
