@@ -212,7 +212,7 @@ def _supervise(
         loop,
         LinuxHost(board, places, loop, daemon_argv=daemon_argv),
         notify,
-        timing=_timing(board),
+        timing=supervision_timing(board),
         on_end=on_end,
     )
     for number in (signal.SIGTERM, signal.SIGINT) if foreground else (signal.SIGTERM,):
@@ -227,17 +227,6 @@ def _supervise(
         loop.close()
         clock.close()
     return ended["status"]
-
-
-def _timing(board: Board) -> SupervisionTiming:
-    """A board that says it starts slowly gets as many times longer to start."""
-    usual = SupervisionTiming()
-    share = max(1.0, board.timing.ready_ms / Timing().ready_ms)
-    return SupervisionTiming(
-        watchdog_ns=board.timing.watchdog_ms * 1_000_000,
-        ready_ns=int(usual.ready_ns * share),
-        keeper_ready_ns=int(usual.keeper_ready_ns * share),
-    )
 
 
 def supervision_timing(board: Board) -> SupervisionTiming:
