@@ -134,6 +134,15 @@ def test_nvme_mi_message_is_explained(vector: dict[str, Any]) -> None:
     assert not cut["ok"]
 
 
+def test_one_wrong_bit_anywhere_is_a_wrong_message() -> None:
+    good = bytes.fromhex("8488000001000a00ca0c6345")  # nvmemi_resp_more_processing
+    for bit in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ProtocolError):
+            NvmeMiMessage.from_bytes(bytes(bad))
+
+
 def test_reading_the_list_of_controllers_is_libnvmes_request() -> None:
     request = mi_request(MiOpcode.READ_DATA_STRUCTURE, cdw0=2 << 24)
     assert request.to_bytes().hex() == "84080000000000000000000200000000badf2477"

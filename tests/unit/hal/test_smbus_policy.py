@@ -283,6 +283,13 @@ def test_a_block_process_call_goes_both_ways(bench: Bench) -> None:
         assert found == b"cba"
 
 
+def test_a_call_whose_answer_has_a_wrong_code_is_not_made_twice(bench: Bench) -> None:
+    bench.front.wrong_pec = 100
+    fields = {"kind": SmbusKind.BLOCK_PROCESS_CALL, "command": 0x30, "data": b"abc", "pec": True}
+    assert isinstance(bench.ask(bench.front, **fields), PecWrong)
+    assert bench.front.wrong_pec == 99
+
+
 def test_a_block_with_a_count_that_cannot_be_is_not_believed(bench: Bench) -> None:
     bench.front.wrong_count = 2
     for _ in range(2):  # 0, then 255
