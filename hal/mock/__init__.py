@@ -24,6 +24,8 @@ SHA-256 is the same for the same seed, also under another PYTHONHASHSEED.
                                                    storm, AER, wrong BARs, shared IOMMU group
     cxl*.py      CXL memory devices: mailbox,      retry, busy, silence, failing commands, bad
                  labels, health, events, regions   labels, full logs, pulled
+    smbus*.py    SMBus segments, muxes, register   held low, stretched, NACK, wrong PEC or count,
+                 models of the parts on them       lost arbitration, mux stuck, sensor stuck
     unix_server.py  local listening sockets        no descriptor left for a connection
 
 What it does not model, so nothing that passes here is proof of it: CPU time (a handler takes no
