@@ -108,19 +108,18 @@ def port_driver(ctx: Context) -> str:
 
 
 def containers(_ctx: Context) -> dict[str, list[str]]:
-    """In a module: cgroup -> command lines of the processes whose root is not the module's own."""
+    """In a module: pid namespace -> command lines of its processes, but for the module's own."""
     found: dict[str, list[str]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            cgroup = (entry / "cgroup").read_text().strip().rpartition("::")[2]
-            root = os.readlink(entry / "root")
+            space = os.readlink(entry / "ns/pid")
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue  # it has ended
-        if root != "/" or "/run/apf" in root:
-            found.setdefault(cgroup, []).append(b" ".join(words).decode(errors="replace"))
+        found.setdefault(space, []).append(b" ".join(words).decode(errors="replace").strip())
+    del found[os.readlink("/proc/self/ns/pid")]
     return found
 
 
