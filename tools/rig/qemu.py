@@ -30,7 +30,7 @@ _START_MS: Final = 20_000  # QEMU makes its sockets within 0.2 s on an idle mach
 _QUIT_MS: Final = 3_000
 _CONSOLE_BYTES: Final = 64 * 1024  # of the end of a console, for a report
 # Of what can be emulated the plain one: Python starts in 6.8 s of processor time, where one with
-# all features ("max": AVX, ERMS, 5-level paging) takes 9.5 s and copies memory at 60 % of the speed.
+# all features ("max": AVX, ERMS, 5-level paging) takes 9.5 s and copies memory more slowly.
 _PROCESSOR: Final = "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt,+pclmulqdq"
 # An oops ends the machine, so that nobody waits for it; emulation is slow and is not a stall.
 _KERNEL_ARGS: Final = (
