@@ -107,6 +107,7 @@ class SmbusEngine:
         """As `SmbusSegment.check_muxes`."""
         self._need_free_bus()
         found: list[int] = []
+        stuck: MuxStuck | None = None
         for path, address in muxes:
             selected: list[tuple[MuxPath, int]] = []
             try:
@@ -115,8 +116,12 @@ class SmbusEngine:
                     found.append(address)
             except Absent:
                 continue
+            except MuxStuck as exc:
+                stuck = exc  # the others are looked at all the same
             finally:
                 self._release(selected)
+        if stuck is not None:
+            raise stuck
         return found
 
     def recover(self) -> None:

@@ -21,7 +21,7 @@ from hal.errors import Absent, HalError, Unavailable
 from hal.linux.smbus import LinuxSmbusSegment
 from hal.linux.smbus_target import LinuxSmbusTarget
 from hal.registry import Registry, World
-from hal.smbus_ports import SmbusKind, SmbusTransfer
+from hal.smbus_ports import MuxStuck, SmbusEvent, SmbusEventKind, SmbusKind, SmbusTransfer
 from protocol.fru import BoardInfo, Fru, FruField, ProductInfo
 from tests.contract import test_smbus as contract
 from tests.contract.results import Result, soon
@@ -38,7 +38,7 @@ _EEPROMS: Final = tuple(range(0x50, 0x58))
 _SMBUS_CLASS: Final = "0x0c0500"
 
 
-@case(on=CARD, smoke=True)
+@case(on=CARD, deadline_s=120)
 def the_i801_is_scanned_and_its_eeproms_are_found(ctx: Context) -> Evidence:
     number, function = _i801(ctx)
     with _segment(number) as (world, segment):
@@ -62,7 +62,7 @@ def the_i801_is_scanned_and_its_eeproms_are_found(ctx: Context) -> Evidence:
     )
 
 
-@case(on=CARD, smoke=True)
+@case(on=CARD, smoke=True, deadline_s=120)
 def a_fru_is_written_to_an_eeprom_on_the_i801_and_a_wrong_checksum_is_told(
     ctx: Context,
 ) -> Evidence:
@@ -156,6 +156,35 @@ def every_sensor_driver_reads_registers_that_change_underneath_on_i2c_stub(
         device=f"i2c-{number}",
         numbers={"parts": len(CHECKS), "transfers": transfers},
     )
+
+
+@case(on=CARD)
+def a_mux_that_keeps_its_channel_is_told_once_on_i2c_stub(ctx: Context) -> Evidence:
+    """A register that reads 4 whatever is sent to it, as a broken PCA9548 does; then it is mended
+    from outside."""
+    with _stub(ctx, (0x41, 0x70)) as number, _segment(number) as (world, segment):
+        events: list[SmbusEvent] = []
+        segment.on_event(events.append)
+        control = _poke(world, segment, 0x70)
+        control(0x01, b"\x04")  # i2c-stub's pointer is then behind what was written
+        control(0x00, b"\x04")
+        result: Result[Any] = Result()
+        segment.check_muxes([((), 0x70)], soon(world), result)
+        assert isinstance(result.error(world), MuxStuck)
+        front = At(address=0x41)
+        behind = At(address=0x41, mux=((0x71, 1),))
+        for _ in range(3):
+            _run(world, segment, front.read_byte(0x10))
+            with pytest.raises(MuxStuck):
+                _run(world, segment, behind.read_byte(0x10))
+        assert [event.kind for event in events] == [SmbusEventKind.MUX_STUCK], events
+        with pytest.raises(MuxStuck):  # our own way to it is closed with all the others
+            _run(world, segment, At(address=0x71, mux=((0x72, 0),)).read_byte(0))
+        control(0x00, b"\x00")
+        _run(world, segment, front.read_byte(0x10))
+        world.run_until(lambda: len(events) == 2)
+        assert events[-1].kind is SmbusEventKind.MUX_FREE
+    return Evidence(driver="i2c_stub", device=f"i2c-{number}/0x70", numbers={"events": 2})
 
 
 @case(on=CARD)

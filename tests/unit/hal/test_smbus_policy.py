@@ -150,6 +150,15 @@ def test_muxes_that_were_left_selected_are_found_at_the_start(bench: Bench) -> N
     assert bench.check(((), OUTER), (((OUTER, 1),), INNER)) == []
 
 
+def test_a_mux_that_is_stuck_at_the_start_does_not_hide_the_next_one(bench: Bench) -> None:
+    other = Mux(0x72)
+    bench.bus.attach(other)
+    bench.outer.control, bench.outer.stuck, other.control = 1, True, 2
+    assert isinstance(bench.check(((), OUTER), ((), 0x72)), MuxStuck)
+    assert other.control == 0
+    assert bench.kinds() == [SmbusEventKind.MUX_STUCK, SmbusEventKind.MUX_LEFT_SELECTED]
+
+
 def test_a_mux_that_keeps_its_channel_is_told_once_and_what_is_in_front_of_it_goes_on(
     bench: Bench,
 ) -> None:
