@@ -40,7 +40,6 @@ from tools.rig.qemu import Machine
 IDS: Final = "1af4:1110"
 DRIVER: Final = "none (sysfs resource2), pcieport"
 GIB_CHUNKS: Final = (1 << 30) // CHUNK_BYTES
-KILL_CHUNKS: Final = (256 << 20) // CHUNK_BYTES
 KILLS: Final = 8  # of each end
 LIMIT_S: Final = 400
 MIB: Final = 1 << 20
@@ -161,44 +160,27 @@ def a_gibibyte_goes_from_the_host_to_a_guest(rig: Rig) -> Evidence:
 
 
 @rig_case(deadline_s=LIMIT_S)
-def a_gibibyte_goes_from_a_guest_to_another(rig: Rig) -> Evidence:
+def a_gibibyte_goes_between_two_guests_whose_ends_are_killed(rig: Rig) -> Evidence:
+    """Each end is killed with SIGKILL again and again, at random points, and started anew."""
     with _shared() as folder:
         left, right = rig.boot(_machine("writer", folder), _machine("reader", folder))
         start = time.monotonic()
-        wrote = left.start(pump_write, deadline_s=LIMIT_S, chunks=GIB_CHUNKS)
-        got = right.start(pump_read, deadline_s=LIMIT_S, chunks=GIB_CHUNKS).result()
+        wrote: Pending = left.start(
+            pump_write, deadline_s=LIMIT_S, chunks=GIB_CHUNKS, kills=KILLS, seed=1
+        )
+        got = right.start(
+            pump_read, deadline_s=LIMIT_S, chunks=GIB_CHUNKS, kills=KILLS, seed=2
+        ).result()
         took_s = time.monotonic() - start
-        wrote.result()
+        writer_kills = wrote.result()["kills"]
     assert got["progress"] == [GIB_CHUNKS, crc_of(GIB_CHUNKS)]
+    assert got["kills"] + writer_kills >= KILLS
     return Evidence(
         driver=DRIVER,
         device=f"{got['device']}/bar2 in both",
         numbers={
             "bytes": GIB_CHUNKS * CHUNK_BYTES,
             "mib_per_s": int(GIB_CHUNKS * CHUNK_BYTES / MIB / took_s),
-        },
-    )
-
-
-@rig_case(deadline_s=LIMIT_S)
-def nothing_is_lost_between_two_guests_whose_ends_are_killed(rig: Rig) -> Evidence:
-    """Each end is killed with SIGKILL again and again, at random points, and started anew."""
-    with _shared() as folder:
-        left, right = rig.boot(_machine("writer", folder), _machine("reader", folder))
-        wrote: Pending = left.start(
-            pump_write, deadline_s=LIMIT_S, chunks=KILL_CHUNKS, kills=KILLS, seed=1
-        )
-        got = right.start(
-            pump_read, deadline_s=LIMIT_S, chunks=KILL_CHUNKS, kills=KILLS, seed=2
-        ).result()
-        writer_kills = wrote.result()["kills"]
-    assert got["progress"] == [KILL_CHUNKS, crc_of(KILL_CHUNKS)]
-    assert got["kills"] + writer_kills >= KILLS
-    return Evidence(
-        driver=DRIVER,
-        device=f"{got['device']}/bar2 in both",
-        numbers={
-            "bytes": KILL_CHUNKS * CHUNK_BYTES,
             "reader_kills": got["kills"],
             "writer_kills": writer_kills,
         },
