@@ -26,7 +26,7 @@ from hal.linux import _vfio_cdef as vfio
 from hal.linux.oserror import hal_error
 from hal.linux.vfio_dma import BUFFER_LIMIT_BYTES, VfioDmaBuffer
 from hal.linux.vfio_group import Places, VfioFds, group_of, open_device, open_fds
-from hal.linux.vfio_iommu import Type1Space
+from hal.linux.vfio_iommu import IommuSpace, Type1Space
 from hal.linux.vfio_irq import (
     INDEX,
     InterruptSet,
@@ -136,7 +136,7 @@ class VfioFunction:
         host: VfioHost,
         address: PciAddress,
         device_fd: int,
-        space: Type1Space,
+        space: IommuSpace,
         release: Callable[[], None],
     ) -> None:
         self.address = address
