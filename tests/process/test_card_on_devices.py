@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hal.local.cgroups import SlotCgroup, find_trees
 from tests.process.local_card import LocalCard
 
 pytestmark = pytest.mark.process
@@ -113,6 +114,8 @@ class Modules:
                 init.wait(20)
             init.kill()
             init.wait()
+        for slot in self._inits:  # a module's own, which its power would have taken along
+            SlotCgroup(find_trees(), f"/apf/cnm{slot}").remove()
 
 
 @pytest.fixture
