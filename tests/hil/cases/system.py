@@ -217,7 +217,7 @@ def _kill_one(it: _Whole) -> None:
     rows = it.step("failover", lambda: it.wait("all on cnm1", lambda: it.all_on("cnm1"), 180))
     it.card.event("DEVICE_DELETED", timeout_s=60, device="window0")
     for name, row in before.items():
-        grown = rows[name]["generation"] - row["generation"]
+        grown = rows[name]["generation"] > row["generation"]  # each try takes a number
         assert grown == (row["cnm"] == "cnm0"), f"{name}: {row} became {rows[name]}"
     assert len(it.modules[1].call(whole.containers)) == len(rows)
 
@@ -237,5 +237,5 @@ def _drain_the_other(it: _Whole) -> None:
     before = it.placed()
     it.card.call(whole.drain, cnm="cnm1")
     rows = it.step("drained", lambda: it.wait("all on cnm0", lambda: it.all_on("cnm0"), 240))
-    assert all(rows[name]["generation"] == before[name]["generation"] + 1 for name in rows)
+    assert all(rows[name]["generation"] > before[name]["generation"] for name in rows), rows
     it.wait("no container on cnm1", lambda: not it.modules[1].call(whole.containers), 60)
