@@ -22,6 +22,7 @@ from hal.mock.smbus_sensors import Tmp75
 from hal.smbus_ports import SmbusSegment
 from protocol.fru import BoardInfo, Fru, FruField
 from tests.contract.worlds import VirtualWorld
+from tools.sim.smbus import make_good
 
 FRU = Fru(board=BoardInfo(manufacturer=FruField.of("Example Works")))
 
@@ -66,30 +67,7 @@ class Bench:
             is_on=lambda cnm: cnm not in self.off,
         )
         for device in [*hardware.devices, *(d for more in slot_devices.values() for d in more)]:
-            self.make_good(device)
-
-    def make_good(self, device: Device) -> None:
-        """Values within the board's limits."""
-        numbers, model = device.numbers, self.models[device.id]
-        if device.role == "vrm":
-            for rail in model.rails:
-                rail.vout_mv = numbers["nominal_mv"]
-                rail.iout_ma = numbers["iout_high_ma"] // 2
-        elif device.role == "temp":
-            self.set_temp(device, numbers["temp_high_mdegc"] - 15_000)
-        elif device.role == "power":
-            model.shunt_uohm = numbers["shunt_uohm"]
-            model.bus_mv = (numbers["bus_low_mv"] + numbers["bus_high_mv"]) // 2
-            model.current_ma = numbers["power_high_mw"] // 2 * 1000 // model.bus_mv
-        elif device.role == "fan":
-            model.full_rpm = [(numbers["rpm_low"] + numbers["rpm_high"]) // 2] * len(model.full_rpm)
-
-    def set_temp(self, device: Device, mdegc: int) -> None:
-        model = self.models[device.id]
-        if device.part == "tmp464":
-            model.temps_mdegc[device.numbers["channel"]] = mdegc
-        else:
-            model.temp_mdegc = mdegc
+            make_good(device, self.models[device.id])
 
     def open(self, text: str) -> SmbusSegment:
         if text in self.unplugged:
