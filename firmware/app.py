@@ -19,6 +19,7 @@ from firmware.black_box import BlackBox
 from firmware.board import BoardError, load_board
 from firmware.board_types import Board, Slot
 from firmware.card import Card, CardPorts
+from firmware.card_hardware import HardwarePorts
 from firmware.control_socket import ControlSocket
 from firmware.fields import FieldError
 from firmware.flight_recorder import RING_BYTES
@@ -147,10 +148,12 @@ def linux_ports(
         },
         runc_roots={},
         wall_ns=clock.wall_ns,
-        smbus=registry.open_smbus,
-        pci=LinuxPciBus(loop),
-        cxl=LinuxCxlBus(),
-        memdev=lambda name: registry.open_cxl(f"cxl:{name}"),
+        hardware=HardwarePorts(
+            smbus=registry.open_smbus,
+            pci=LinuxPciBus(loop),
+            cxl=LinuxCxlBus(),
+            memdev=lambda name: registry.open_cxl(f"cxl:{name}"),
+        ),
     )
 
 
@@ -284,10 +287,7 @@ def _serve(
         signal.signal(number, lambda number, _frame: loop.post(lambda: on_signal(number)))
     loop.run()
     server.close()
-    if card.sensors is not None:
-        card.sensors.close()
-    if card.cxl is not None:
-        card.cxl.close()
+    card.hardware.close()
     card.journal.close()
     return status["code"]
 

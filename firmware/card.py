@@ -6,9 +6,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from firmware.board_types import Board, Slot, Timing
+from firmware.card_hardware import CardHardware, HardwarePorts
 from firmware.decisions import Decisions
 from firmware.deployer import Deployer
 from firmware.discovery import Discovery
@@ -35,18 +36,9 @@ from firmware.signs_of_life import lost_ms
 from firmware.status import StatusReader
 from firmware.storage import Volumes
 from firmware.views import Views
-from hal.cxl_ports import CxlBus, CxlMemdev
-from hal.errors import HalError
-from hal.pci_ports import PciBus
 from hal.ports import BlobStore, Entropy, HostView, JournalStore, SlotPower
-from hal.smbus_ports import SmbusSegment
 from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telemetry
 from protocol.mctp.serial_frame import Dialect
-
-if TYPE_CHECKING:
-    from firmware.cxl_watch import CxlWatch
-    from firmware.pcie import LinkReport, SlotLinks
-    from firmware.sensors.monitor import SensorMonitor
 
 SOFTWARE: Final = "apf-card/0.1.0"
 SCAN_NS: Final = 250 * MS
@@ -67,10 +59,7 @@ class CardPorts:
     slots: Mapping[str, CnmPorts]
     runc_roots: Mapping[str, str]
     wall_ns: Callable[[], int]
-    smbus: Callable[[str], SmbusSegment] | None = None  # opens a segment by its spec string
-    pci: PciBus | None = None
-    cxl: CxlBus | None = None
-    memdev: Callable[[str], CxlMemdev] | None = None  # opens one by its name on that bus
+    hardware: HardwarePorts = HardwarePorts()  # noqa: RUF009  it is frozen
 
 
 class Card:
@@ -181,9 +170,14 @@ class Card:
             loop, ports.blobs, self.images, self.volumes, idle=self._nothing_moves
         )
         self.inventory.on_change = self.on_cnm_change
-        self.sensors = self._sensor_monitor()
-        self.pcie: SlotLinks | None = None  # of a board whose slots have PCIe ports
-        self.cxl: CxlWatch | None = None  # of a host that may have memory devices
+        self.hardware = CardHardware(
+            loop,
+            board,
+            ports.hardware,
+            self.inventory,
+            self.events,
+            on_gone=self.fencing.on_function_gone,
+        )
 
     def start(self, done: Callable[[JournalError | None], None]) -> None:
         """Read the journal, write the new epoch, then open the links: `done(None)` when the card
@@ -205,79 +199,11 @@ class Card:
 
         self.decisions.begin_epoch(self._ports.entropy.random_bytes(CARD_UUID_BYTES), begun)
 
-    def _sensor_monitor(self) -> "SensorMonitor | None":
-        """Of the board's SMBus, where it has one that can be opened."""
-        board, open_segment = self.board, self._ports.smbus
-        if open_segment is None or not board.hardware.segments:
-            return None
-        from firmware.sensors.monitor import SensorMonitor  # a dozen drivers: where they are used
-
-        def is_on(name: str) -> bool:
-            cnm = self.inventory.get(name)
-            return cnm is not None and (cnm.power is None or cnm.power.power_good)
-
-        return SensorMonitor(
-            self.loop,
-            open_segment,
-            board.hardware,
-            self.events,
-            slot_devices={slot.id: slot.devices for slot in board.slots},
-            is_on=is_on,
-        )
-
-    def _watch_pcie(self) -> None:
-        """The links behind the slots' ports, where this host has a bus to watch."""
-        wanted = {slot.id: slot.pcie for slot in self.board.slots if slot.pcie is not None}
-        if self._ports.pci is None or not wanted:
-            return
-        from firmware.pcie import SlotLinks  # config space and its layouts: where they are used
-
-        try:
-            self.pcie = SlotLinks(
-                self.loop,
-                self._ports.pci,
-                wanted,
-                on_report=self._on_link_report,
-                on_gone=self._on_function_gone,
-            )
-        except HalError as exc:
-            self.events.emit(EventCode.SLOT_LINK, f"PCIe links are not watched: {exc}")
-
-    def _on_link_report(self, report: "LinkReport") -> None:
-        self.events.emit(
-            EventCode.SLOT_LINK,
-            f"{report.cnm}: {report.text}",
-            cnm=report.cnm,
-            data={"verdict": str(report.verdict), "count": report.count},
-        )
-
-    def _on_function_gone(self, name: str) -> None:
-        cnm = self.inventory.get(name)
-        if cnm is not None:
-            self.fencing.on_function_gone(cnm)
-
-    def _watch_cxl(self) -> None:
-        """The host's memory devices: who they are, their health, what happened to them."""
-        bus, open_memdev = self._ports.cxl, self._ports.memdev
-        if bus is None or open_memdev is None:
-            return
-        from firmware.cxl_watch import CxlWatch  # event records and their layouts
-
-        def tell(name: str, code: str, text: str) -> None:
-            data = {"memdev": name, "what": code}
-            self.events.emit(EventCode.CXL_DEVICE, f"{name}: {text}", data=data)
-
-        self.cxl = CxlWatch(bus, open_memdev, self.loop, tell=tell)
-        self.cxl.start()
-
     def _open_slots(self) -> None:
         for slot in self.board.slots:
             self.inventory.add(self._open_slot(slot))
         self.fencing.start()
-        self._watch_pcie()
-        self._watch_cxl()
-        if self.sensors is not None:
-            self.sensors.start()
+        self.hardware.start()
         for cnm in self.inventory:
             self.placer.update(cnm)
         self.loop.every(SCAN_NS, self.discovery.scan_cnms)
@@ -462,11 +388,7 @@ class Card:
             "longest_stall_ms": self.loop.longest_turn_ns // MS,
             "cnms": states,
             "leased": leased,
-            "sensors": self.sensors.to_json() if self.sensors is not None else [],
-            "slot_links": [link.to_json() for link in self.pcie.links.values()]
-            if self.pcie
-            else [],
-            "cxl": self.cxl.status() if self.cxl is not None else [],
+            **self.hardware.status(),
             "workloads": len(self.decisions.workloads),
             "assignments": len(self.decisions.assignments),
             "journal": {

@@ -35,8 +35,11 @@ def recorded(ports: CardPorts, recorder: Recorder) -> CardPorts:
         ports,
         power=recorder.wrap("power", _spec("power"), ports.power),
         slots={name: RecordedCnmPorts(slot, name, recorder) for name, slot in ports.slots.items()},
-        smbus=_opener(recorder, "smbus", ports.smbus),
-        memdev=_opener(recorder, "cxl", ports.memdev),
+        hardware=dataclasses.replace(
+            ports.hardware,
+            smbus=_opener(recorder, "smbus", ports.hardware.smbus),
+            memdev=_opener(recorder, "cxl", ports.hardware.memdev),
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from firmware.api import Api
 from firmware.board import load_board
 from firmware.board_types import Board
 from firmware.card import Card, CardPorts
+from firmware.card_hardware import HardwarePorts
 from firmware.control_socket import ControlSocket
 from firmware.journal import JournalError
 from firmware.lease import LeaseState
@@ -179,7 +180,9 @@ class World:
                 slots={name: module.ports(node) for name, module in self.modules.items()},
                 runc_roots={},
                 wall_ns=node.clock.wall_ns,
-                smbus=partial(self.smbus.open, node) if self.smbus is not None else None,
+                hardware=HardwarePorts(
+                    smbus=partial(self.smbus.open, node) if self.smbus is not None else None
+                ),
             ),
             safe_mode=False,
         )

@@ -2,6 +2,7 @@
 
 from firmware.board import load_board
 from firmware.card import Card, CardPorts
+from firmware.card_hardware import HardwarePorts
 from hal.errors import Unavailable
 from hal.mock.blobs import MockBlobs
 from hal.mock.cxl import MockCxlBus, MockCxlMemdev
@@ -44,8 +45,10 @@ def card(world: VirtualWorld, *, with_cxl: bool) -> Card:
             slots={slot.id: NoModule() for slot in board.slots},
             runc_roots={},
             wall_ns=lambda: 0,
-            cxl=MockCxlBus(host) if with_cxl else None,
-            memdev=lambda name: MockCxlMemdev(node, host, host.devices[name]),
+            hardware=HardwarePorts(
+                cxl=MockCxlBus(host) if with_cxl else None,
+                memdev=lambda name: MockCxlMemdev(node, host, host.devices[name]),
+            ),
         ),
         safe_mode=False,
     )

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from firmware.card import CardPorts
+from firmware.card_hardware import HardwarePorts
 from firmware.recorded import RecordedCnmPorts, open_recorder, recorded
 from hal.errors import HalError, Unavailable
 from hal.mock.cxl import MockCxlMemdev
@@ -58,7 +59,9 @@ def card_ports(world: VirtualWorld, slot: OneSlot) -> CardPorts:
         slots={"cnm0": slot},
         runc_roots=MappingProxyType({}),
         wall_ns=lambda: 0,
-        memdev=lambda name: MockCxlMemdev(slot.node, world.kernel.cxl, device),
+        hardware=HardwarePorts(
+            memdev=lambda name: MockCxlMemdev(slot.node, world.kernel.cxl, device)
+        ),
     )
 
 
@@ -84,9 +87,9 @@ def test_links_windows_and_power_of_a_card_are_recorded_by_the_names_of_their_sl
     state: Result[SlotState] = Result()
     ports.power.submit(PowerRequest(slot=0, action=PowerAction.ON), soon(world), state)
     assert state.wait(world).power_good
-    assert ports.memdev is not None
-    assert ports.memdev("mem0").opcodes()
-    assert ports.smbus is None
+    assert ports.hardware.memdev is not None
+    assert ports.hardware.memdev("mem0").opcodes()
+    assert ports.hardware.smbus is None
     recorder.close()
     found = lines(path)
     specs = {line["spec"]: line["open"] for line in found if "open" in line}
