@@ -12,6 +12,7 @@ import compileall
 import contextlib
 import io
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ from tests.hil.report import as_json, as_table, summary
 from tests.hil.rig import ROOT, to_stderr
 from tests.hil.runner import Run, all_cases
 from tools.rig.qemu_guest import GuestMissing, find_kernel
-from tools.rig.qemu_qmp import MachineGone, MachineSilent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,9 +61,11 @@ def _run(cases: Sequence[Case], report: Path | None) -> int:
         for room in ("protocol", "hal", "firmware", "tools", "tests/hil"):
             compileall.compile_dir(ROOT / room, quiet=2)
     run = Run(cases, to_stderr)
+    # so that machines and their folders go when we are ended from outside
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         run.run()
-    except (GuestMissing, MachineGone, MachineSilent) as exc:
+    except GuestMissing as exc:
         to_stderr(str(exc))
         return 2
     finally:

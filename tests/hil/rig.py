@@ -64,8 +64,11 @@ class Guest:
         self.boot_s = self.vm.age_s
 
     def qmp(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """A command of QEMU's. Raises QmpError, MachineGone, MachineSilent."""
-        return self.vm.qmp.command(command, arguments)
+        """A command of QEMU's. Raises QmpError, MachineSilent, GuestLost with QEMU's last words."""
+        try:
+            return self.vm.qmp.command(command, arguments)
+        except MachineGone as exc:
+            raise self._lost(f"{command}: {exc}; QEMU said: {self.vm.said()}") from exc
 
     def event(self, name: str, timeout_s: float = 20, **data: Any) -> dict[str, Any]:
         """Wait for an event of QEMU's. Raises MachineGone, MachineSilent."""

@@ -1,7 +1,10 @@
 """Running cases: those of one machine in one boot, a fresh boot when a machine was lost."""
 
+import contextlib
 import importlib
 import pkgutil
+import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -9,8 +12,10 @@ from hal.linux.clock import LinuxClock
 from tests.hil import cases as cases_package
 from tests.hil.case import Case, Skipped
 from tests.hil.report import Boot, Row
-from tests.hil.rig import Guest, GuestFailed, GuestLost, Rig, Tell, why_failed
+from tests.hil.rig import Guest, GuestLost, Rig, Tell, why_failed
 from tools.rig.qemu import Machine
+from tools.rig.qemu_guest import GuestMissing
+from tools.rig.qemu_qmp import MachineGone, MachineSilent
 
 _BOOTS: Final = 5  # of one machine in one run: after that its other cases fail without
 
@@ -56,28 +61,25 @@ class Run:
         for _ in range(_BOOTS):
             if not left:
                 return
-            guest = Guest(machine, self._tell)
             try:
-                self._boot(guest)
-                while left:
-                    self._in_guest(guest, left.pop(0))
-            except GuestLost as exc:
+                with Rig(self._tell) as rig:
+                    guest = self._boot(rig, machine)
+                    while left:
+                        self._in_guest(guest, left.pop(0))
+            except (GuestLost, MachineGone, MachineSilent) as exc:
                 self._tell(f"{machine.name} is lost: {exc}")
                 why = str(exc)
-            finally:
-                guest.close()
             if why and not any(boot.machine == machine.name for boot in self.boots):
                 break  # it has never booted: it will not
         for case in left:
             self._row(case, self._clock.now_ns(), "failed", text=f"not run: {why}")
 
-    def _boot(self, guest: Guest) -> None:
-        self._tell(f"booting {guest.machine.name}")
-        guest.await_boot()
-        self._tell(f"{guest.machine.name} is up after {guest.boot_s:.1f} s")
-        self.boots.append(
-            Boot(machine=guest.machine.name, kernel=guest.kernel, boot_ms=int(guest.boot_s * 1000))
-        )
+    def _boot(self, rig: Rig, machine: Machine) -> Guest:
+        self._tell(f"booting {machine.name}")
+        guest = rig.boot(machine)[0]
+        boot_ms = int(guest.boot_s * 1000)
+        self.boots.append(Boot(machine=machine.name, kernel=guest.kernel, boot_ms=boot_ms))
+        return guest
 
     def _in_guest(self, guest: Guest, case: Case) -> None:
         """Raises GuestLost, with the case's row written."""
@@ -98,12 +100,15 @@ class Run:
     def _on_host(self, case: Case) -> None:
         start_ns = self._clock.now_ns()
         try:
-            with Rig(self._tell) as rig:
+            with Rig(self._tell) as rig, _within(case.deadline_s):
                 evidence = case.run(rig)
         except Skipped as exc:
             self._row(case, start_ns, "skipped", text=str(exc))
-        except (GuestFailed, AssertionError) as exc:
-            self._row(case, start_ns, "failed", text=f"{type(exc).__name__}: {exc}")
+        except GuestMissing:
+            raise
+        except Exception as exc:  # noqa: BLE001 - however it failed, the others are to run
+            where = traceback.format_tb(exc.__traceback__)[-1].strip()
+            self._row(case, start_ns, "failed", text=f"{type(exc).__name__}: {exc}\n{where}")
         else:
             value = {
                 "driver": evidence.driver,
@@ -135,6 +140,22 @@ class Run:
             )
         )
         self._tell(f"  {status} {case.name.replace('_', ' ')} ({time_ms / 1000:.1f} s)")
+
+
+@contextlib.contextmanager
+def _within(deadline_s: float) -> Iterator[None]:
+    """TimeoutError when what is done here takes longer. Main thread only."""
+
+    def late(_signal: int, _frame: object) -> None:
+        raise TimeoutError(f"not done within {deadline_s:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, deadline_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _by_machine(cases: Sequence[Case]) -> Iterator[tuple[Machine | None, list[Case]]]:

@@ -91,6 +91,10 @@ class Qemu:
         """The end of what the kernel and the program wrote to the console."""
         return self._tail("console")
 
+    def said(self) -> str:
+        """What QEMU itself has printed."""
+        return self._tail("qemu").strip() or "nothing"
+
     def kill(self) -> None:
         """As if its power were cut, at once. Its other ends see a hang-up."""
         if self.running:
@@ -145,8 +149,7 @@ class Qemu:
             self._process.wait(timeout=30)
             self.running = False
             raise MachineGone(
-                f"{self.machine.name}: QEMU ended with {self._process.returncode}: "
-                f"{self._tail('qemu').strip() or 'it said nothing'}"
+                f"{self.machine.name}: QEMU ended with {self._process.returncode}: {self.said()}"
             ) from exc
 
     def _connect(self, name: str) -> Lines:

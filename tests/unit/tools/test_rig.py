@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.hil.case import Case, Context, Evidence, case
+from tests.hil.case import Case, Context, Evidence, case, rig_case
 from tests.hil.health import kernel_complaints
 from tests.hil.report import Row, as_json, as_table, summary
-from tests.hil.runner import _by_machine, all_cases
+from tests.hil.rig import Rig
+from tests.hil.runner import Run, _by_machine, all_cases
 from tools.rig.qemu import Machine
 from tools.rig.qemu_guest import Kernel, build_initramfs, module_order
 from tools.rig.qemu_qmp import Lines, MachineGone, MachineSilent, Qmp, QmpError
@@ -175,6 +176,36 @@ def test_each_machine_boots_once_its_smoke_cases_first_and_the_hosts_own_come_la
     ]
     groups = [[each.name for each in group] for _, group in _by_machine(cases)]
     assert groups == [["c", "a"], ["b"], ["own"]]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), MachineGone("card/qmp: gone"), AssertionError("no")]
+)
+def test_a_case_on_the_host_may_fail_in_any_way_and_the_next_one_runs(error: Exception) -> None:
+    def fails(_rig: Rig) -> Evidence:
+        raise error
+
+    def passes(_rig: Rig) -> Evidence:
+        return Evidence(driver="d", device="0000:00:03.0", numbers={"n": 1})
+
+    run = Run([rig_case()(fails), rig_case()(passes)], lambda _text: None)
+    run.run()
+    assert [(row.name, row.status) for row in run.rows] == [
+        ("fails", "failed"),
+        ("passes", "passed"),
+    ]
+    assert str(error) in run.rows[0].text
+    assert run.rows[1].device == "0000:00:03.0"
+
+
+def test_a_case_on_the_host_that_takes_too_long_is_ended() -> None:
+    def hangs(_rig: Rig) -> Evidence:
+        threading.Event().wait(60)
+        raise AssertionError
+
+    run = Run([rig_case(deadline_s=0.1)(hangs)], lambda _text: None)
+    run.run()
+    assert "TimeoutError: not done within 0.1 s" in run.rows[0].text
 
 
 def test_all_smoke_cases_share_one_machine() -> None:
