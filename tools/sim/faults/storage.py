@@ -7,6 +7,7 @@ disk had not synced.
 from collections.abc import Callable
 from typing import Final
 
+from firmware.journal import Change, Kind
 from hal.mock.log_file import SECTOR_BYTES, write_log
 from tools.sim.faults.evidence import cnm_of, drawn_module, works
 from tools.sim.faults.types import SECOND, Fault, Injection, Site, injection, span_ns
@@ -26,6 +27,21 @@ def poke(site: Site, count: int = 1) -> bool:
         cnm = site.rng.choice(list(card.inventory))
         world.begin("cnm.drain" if cnm.draining else "cnm.undrain", id=cnm.id)
     return True
+
+
+def rewrite(site: Site, count: int) -> None:
+    """Have the daemon write that many batches at once, of records as they stand. Where something
+    is on its way already, a record may not be as it stands, and what is there will have to do."""
+    journal = site.world.card.journal
+    if journal.in_flight:
+        poke(site, count)
+        return
+    records = sorted(site.world.disk.journal.durable)
+    for _ in range(count):
+        kind, key = site.rng.choice(records)
+        value = journal.get(Kind(kind), key)
+        assert value is not None
+        journal.commit([Change(kind=Kind(kind), key=key, value=value)], lambda _error: None)
 
 
 def cut_card_power(world: World, off_ns: int) -> None:
@@ -48,7 +64,7 @@ class _Cut:
         self.epoch = world.card.decisions.epoch
         self.boots = {name: module.slot.boots for name, module in world.modules.items()}
         self.off_ns = span_ns(site, 0.1, 10.0)
-        poke(site, writes)
+        rewrite(site, writes)
         # the first write is synced alone, all others that came meanwhile after it
         syncs = site.rng.random() + (writes > 1)
         world.kernel.after(int(world.disk.sync_ns * syncs), self._cut)
