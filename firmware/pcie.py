@@ -81,7 +81,7 @@ class SlotLink:
             "width": self.width,
             "want_width": self.want.width,
             "contained": self.contained,
-            "events": {kind.value: count for kind, count in sorted(self.counts.items())},
+            "events": {kind.value: self.counts[kind] for kind in PciEventKind if self.counts[kind]},
         }
 
 

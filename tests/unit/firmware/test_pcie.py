@@ -204,3 +204,12 @@ def test_after_close_nothing_is_looked_at_or_told() -> None:
     host.run(30_000)
     assert len(host.reports) == told
     assert host.gone == []
+
+
+def test_a_slot_that_saw_events_of_many_kinds_tells_them_all() -> None:
+    """The daemon once died of it: kinds have no order of their own."""
+    link = Host().slots.links["cnm0"]
+    link.counts[PciEventKind.REMOVED] += 2
+    link.counts[PciEventKind.ADDED] += 1
+    link.counts[PciEventKind.DPC] += 0
+    assert link.to_json()["events"] == {"added": 1, "removed": 2}
