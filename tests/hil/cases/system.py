@@ -14,7 +14,7 @@ from hal.linux.clock import LinuxClock
 from tests.hil import whole
 from tests.hil.case import Evidence, rig_case
 from tests.hil.machines import NATIVE_HOTPLUG, device, memory
-from tests.hil.rig import Rig
+from tests.hil.rig import GuestFailed, Rig
 from tools.polls import polls
 from tools.rig.qemu import Machine
 
@@ -187,6 +187,8 @@ def a_card_and_its_modules_in_machines_of_their_own(rig: Rig) -> Evidence:
         _replace_it(it)
         _drain_the_other(it)
         assert it.card.call(whole.status)["daemon_pid"] == status["daemon_pid"], "it was restarted"
+    except (GuestFailed, AssertionError) as exc:
+        raise AssertionError(f"{exc}\nthe card's log: {it.card.call(whole.card_log)}") from exc
     finally:
         it.close()
     return Evidence(
