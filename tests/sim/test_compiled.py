@@ -29,7 +29,7 @@ from protocol.apf import decode
 from protocol.errors import ProtocolError
 from protocol.mctp.reassembly import Reassembler
 from protocol.mctp.serial import SerialDeframer
-from protocol.mctp.serial_frame import Dialect, frame_serial
+from protocol.mctp.serial_frame import Dialect, framer
 rng, seen, taken = random.Random(1), hashlib.sha256(), 0
 SPECIAL = bytes.fromhex("7e7e7e7d5d5e0101000a04ffaf")
 for turn in range(20_000):
@@ -39,7 +39,7 @@ for turn in range(20_000):
     for _ in range(rng.randint(1, 5)):
         if rng.random() < 0.5:
             head = bytes((1, 8, 9, rng.choice((0xC8, 0x80, 0x50, 0x48))))
-            piece += frame_serial(head + rng.randbytes(rng.randint(0, 40)), dialect)
+            piece += framer(dialect)(head + rng.randbytes(rng.randint(0, 40)))
         else:
             piece += bytes(rng.choice(SPECIAL) for _ in range(rng.randint(0, 12)))
     if piece and rng.random() < 0.5:
