@@ -34,7 +34,10 @@ $b mount -t overlay -o lowerdir=/lower,upperdir=/over/up,workdir=/over/work over
     fail "no overlay"
 for place in proc sys dev; do $b mount --move /$place /root/$place; done
 $b mkdir -p /root/run /root/tmp /root/dev/shm /root/dev/pts
+$b mkdir /project && $b mount -o bind /root{folder} /project || fail "no "{folder}
 for place in run tmp dev/shm; do $b mount -t tmpfs tmpfs /root/$place; done
+# the project may lie in one of those
+[ -d /root{folder} ] || {{ $b mkdir -p /root{folder} && $b mount -o bind /project /root{folder}; }}
 $b mount -t devpts devpts /root/dev/pts
 $b mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
 $b ln -s /proc/self/fd /root/dev/fd
@@ -105,6 +108,7 @@ def build_initramfs(
         modules=" ".join(Path(name).name for name in files),
         tag=ROOT_TAG,
         hostname=shlex.quote(hostname),
+        folder=shlex.quote(str(folder)),
         command=shlex.quote(command),
     )
     archive = _Archive()
