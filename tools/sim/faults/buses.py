@@ -12,7 +12,7 @@ from tools.sim.faults.evidence import agent_window, cnm_of, events_since
 from tools.sim.faults.types import MS, Fault, Injection, Site, injection, span_ns
 from tools.sim.module import SimModule
 
-NO_PCIE: Final = "there is no PCIe firmware yet"
+NO_PCIE: Final = "the cards of the simulator have no PCIe functions; tests/unit and make hil do"
 FLAP_LEAST_S: Final = 0.55  # longer than the window's poll: it then has written into the gap
 STORM_PERIOD_NS: Final = 200_000
 PRINTED: Final = 64  # lines
