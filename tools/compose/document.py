@@ -138,6 +138,7 @@ class _Builder:
 
     def _scalar(self, event: Any, line: int) -> None:
         plain = event.style in (None, "")
+        event.value = self._whole(event.value, line)
         top = self._stack[-1] if self._stack else None
         value = self._resolved(event, plain, line)
         if top is not None and top.is_map and top.key is None:
@@ -151,6 +152,16 @@ class _Builder:
             top.key = (value, line)
             return
         self._put(Node(value=value, line=line, text=str(event.value)), event.anchor)
+
+    def _whole(self, text: str, line: int) -> str:
+        """JSON writes a character beyond U+FFFF as two escapes, "\\ud83d\\ude00" (RFC 8259, section
+        7); a YAML reader leaves them as two halves. A half alone is no character."""
+        if text.isascii():
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as exc:
+            raise _error(self._file, line, "an escape stands for half a character") from exc
 
     def _put(self, node: Node, anchor: str | None) -> None:
         if anchor:
