@@ -72,6 +72,7 @@ class SqliteJournal:
         self._waiting_bytes = 0
         self._closing = False
         self._failed: StoreFailed | None = None
+        self._writing: deque[_Waiting] = deque()  # on the writer's hands, not answered yet
         self._thread: threading.Thread | None = None
 
     def load(self) -> Sequence[JournalRecord]:
@@ -102,7 +103,7 @@ class SqliteJournal:
             self._reactor.post(lambda: done(refusal))
             return
         if self._thread is None:  # not before the first batch: `load` comes first
-            self._thread = threading.Thread(target=self._write, name="apf-journal", daemon=True)
+            self._thread = threading.Thread(target=self._serve, name="apf-journal", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
@@ -126,6 +127,17 @@ class SqliteJournal:
                 f"already; at most {self._waiting_limit} ({WAITING_LIMIT_BYTES} B)"
             )
 
+    def _serve(self) -> None:
+        """The writer's thread. What ends it is told to all who wait, and raised on the loop's."""
+        try:
+            self._write()
+        except BaseException as exc:  # noqa: BLE001 - nobody may wait for a thread that is gone
+            failure = self._fail("its writer ended", exc)
+            with self._wake:
+                left, self._waiting = self._waiting, deque()
+            self._answer(deque([*self._writing, *left]), failure)
+            self._reactor.post(partial(_raise, exc))
+
     def _write(self) -> None:
         dirty = False
         while True:
@@ -148,15 +160,17 @@ class SqliteJournal:
 
     def _store(self, group: deque[_Waiting]) -> None:
         """All of it in one commit; without room for that, what is essential on the reserve."""
+        self._writing = group
         result = self._commit(group)
         vital = deque(waiting for waiting in group if waiting.essential)
         if isinstance(result, StoreFull) and self._reserve is not None and vital:
             rest = deque(waiting for waiting in group if not waiting.essential)
             if rest:
                 self._answer(rest, result)
-            group = vital
+            group = self._writing = vital
             while isinstance(result, StoreFull) and self._reserve.give_up():
                 result = self._commit(group)
+        self._writing = deque()
         self._answer(group, result)
 
     def _commit(self, group: Sequence[_Waiting]) -> HalError | None:
@@ -192,8 +206,8 @@ class SqliteJournal:
             return StoreFull(f"journal {self._path}: no space left; nothing was written")
         return self._fail("commit", cause)
 
-    def _fail(self, step: str, cause: sqlite3.Error) -> StoreFailed:
-        name = getattr(cause, "sqlite_errorname", "")
+    def _fail(self, step: str, cause: BaseException) -> StoreFailed:
+        name = getattr(cause, "sqlite_errorname", type(cause).__name__)
         failure = StoreFailed(
             f"journal {self._path}: {step}: {cause} {name}; it must not be used any further. "
             "Check the disk, then restart"
@@ -216,6 +230,8 @@ class SqliteJournal:
                 self._reserve.lay_in()
         except FileNotFoundError:
             return  # nothing was ever committed
+        except OSError as exc:
+            self._fail("the size of its log", exc)
         except sqlite3.Error as exc:
             if getattr(exc, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
                 self._fail("checkpoint", exc)  # the batches that come next are told
@@ -230,6 +246,10 @@ class SqliteJournal:
         finally:
             if group:  # a handler raised: its error goes up, the others are still told
                 self._answer(group, result)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _rows(batch: Sequence[JournalRecord]) -> tuple[list[tuple[str, str, bytes | None]], int]:

@@ -247,6 +247,42 @@ def test_a_failed_write_ends_the_store_for_ever(opened, until, monkeypatch) -> N
     assert journal.load() == [put("a")]
 
 
+def test_a_writer_that_ends_by_a_bug_is_told_to_all_who_wait_and_raised_on_the_loop(
+    opened, loop, until, monkeypatch
+) -> None:
+    journal = opened()
+    results: list[HalError | None] = []
+
+    def broken(_group) -> HalError | None:
+        journal.submit([put("b")], results.append)  # comes while the writer is busy
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr(journal, "_commit", broken)
+    journal.submit([put("a")], results.append)
+    with pytest.raises(ZeroDivisionError):
+        loop.run()
+    until(lambda: len(results) == 2)
+    assert all(isinstance(result, StoreFailed) for result in results)
+    assert "ZeroDivisionError" in str(results[0])
+    assert isinstance(commit(journal, until, put("c")), StoreFailed)
+
+
+def test_a_log_that_cannot_be_looked_at_fails_the_store_and_not_the_batch(
+    opened, until, monkeypatch
+) -> None:
+    journal = opened()
+
+    def refused(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(journal_module.os, "stat", refused)
+    assert commit(journal, until, put("a")) is None
+    answers = []
+    until(lambda: answers.append(commit(journal, until, put("b"))) or answers[-1] is not None)
+    assert isinstance(answers[-1], StoreFailed)
+    assert "Permission denied" in str(answers[-1])
+
+
 def test_after_close_nothing_is_taken(opened, until) -> None:
     journal = opened()
     journal.close()
