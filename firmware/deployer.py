@@ -84,6 +84,7 @@ class Deployer:
         self._jobs: dict[JobKey, _Job] = {}
         self._buried: dict[JobKey, None] = {}  # removals that their module confirmed
         self._failures: dict[JobKey, tuple[int, int, str]] = {}  # count, rest until, text
+        self._given_up: dict[str, int] = {}  # instance -> failures on modules that it has left
 
     def ctx(self, cnm: Cnm) -> Ctx:
         """Rule 1: who commands whom."""
@@ -109,6 +110,19 @@ class Deployer:
 
     def settle(self, instance: str) -> None:
         """Forget failures: the instance has moved on."""
+        self._given_up.pop(instance, None)
+        self._forget_failures(instance)
+
+    def give_up(self, instance: str, place: Place) -> None:
+        """It is to be staged on another module. Its rests go on growing there: what can be staged
+        nowhere goes round all modules, ever more slowly."""
+        failed = self._given_up.pop(instance, 0) + self.failures("stage", instance, place)
+        while len(self._given_up) >= FAILURES_KEPT:
+            del self._given_up[next(iter(self._given_up))]
+        self._given_up[instance] = failed
+        self._forget_failures(instance)
+
+    def _forget_failures(self, instance: str) -> None:
         for key in [key for key in self._failures if key[1] == instance]:
             del self._failures[key]
 
@@ -220,7 +234,8 @@ class Deployer:
                     del self._buried[next(iter(self._buried))]
         else:
             count = self._failures.get(key, (0, 0, ""))[0] + 1
-            rest_ns = min(REST_MOST_NS, REST_FIRST_NS << min(count - 1, 10))
+            before = self._given_up.get(instance, 0) if key[0] == "stage" else 0
+            rest_ns = min(REST_MOST_NS, REST_FIRST_NS << min(count - 1 + before, 10))
             while len(self._failures) >= FAILURES_KEPT:
                 self._failures.pop(next(iter(self._failures)))
             self._failures[key] = (count, self._loop.now_ns() + rest_ns, f"{key[0]}: {error}")

@@ -277,7 +277,7 @@ class Reconciler:
                 return
             choice = self._placer.find_alternative_cnm(component, assignment)
             if not isinstance(choice, NoRoom):
-                self._deployer.settle(assignment.instance)
+                self._deployer.give_up(assignment.instance, place)
                 self.placements.assign(
                     assignment,
                     component,

@@ -221,6 +221,22 @@ def test_what_one_module_can_not_take_goes_to_another(world: World) -> None:
     assert "cnm0" not in {found[0] for found in world.running().values()}
 
 
+def test_what_no_module_can_take_goes_round_them_ever_more_slowly(world: World) -> None:
+    world.import_image(image("app:latest", APP), [APP])
+    for module in world.modules.values():
+        module.slot.disk.full = True
+    world.submit(workload("shop", component(image="app")))
+    world.run(60)
+    soon = world.codes().count("instance.staging")
+    world.run(60)
+    later = world.codes().count("instance.staging") - soon
+    assert 0 < later <= 10  # three on a module, with ten seconds between them
+    for module in world.modules.values():
+        module.slot.disk.full = False
+    world.settle(limit_s=60)
+    assert len(world.running()) == 1
+
+
 def test_a_peer_that_vanishes_from_the_window_for_a_while_costs_time_only(world: World) -> None:
     with_app(world, replicas=4)
     world.run(0.004)
