@@ -113,6 +113,13 @@ class Deployer:
         self._given_up.pop(instance, None)
         self._forget_failures(instance)
 
+    def settle_at(self, instance: str, place: Place) -> None:
+        """It runs there. What failed elsewhere, a removal from where it was, goes on resting."""
+        self._given_up.pop(instance, None)
+        here = (instance, place.generation, place.cnm)
+        for key in [key for key in self._failures if key[1:] == here]:
+            del self._failures[key]
+
     def give_up(self, instance: str, place: Place) -> None:
         """It is to be staged on another module. Its rests go on growing there: what can be staged
         nowhere goes round all modules, ever more slowly."""

@@ -253,7 +253,7 @@ class Reconciler:
             now_ns = self._loop.now_ns()
             self.placements.restarts.running(instance, assignment.place.generation, now_ns)
             if not self._deployer.busy(instance):
-                self._deployer.settle(instance)
+                self._deployer.settle_at(instance, assignment.place)
 
     def _end(self, ended: Assignment, component: Component | None) -> None:
         """It stays as it is, and others may have its room."""

@@ -24,6 +24,7 @@ KEPT = [  # (seed, hours, heartbeat_hz, faults)
     (692, 0.25, 1.0, "all"),  # a fence wrote over a drain that was on its way to the disk
     (864, 0.25, 1.0, "all"),  # callers that nobody has accepted yet hold descriptors as well
     (906, 0.25, 1.0, "all"),  # what crashed too often has ended by itself
+    (931, 0.25, 1.0, "all"),  # a removal that was refused at once was asked for again at once
     (956, 0.25, 1.0, "all"),  # what started this very moment was not heard of
 ]
 PROGRAM = """
