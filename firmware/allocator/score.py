@@ -18,23 +18,29 @@ from firmware.allocator.types import WHOLE_MILLI, Constraints, Demand
 
 CPU_ROOM_PERMILLE: Final = 700
 MEMORY_ROOM_PERMILLE: Final = 900
+CRITERIA: Final = ("spread", "room_for_load", "free_accelerators", "fill_ppm")
 
 
 def select_best_cnm(
     state: AllocatorState, candidates: Sequence[str], demand: Demand, constraints: Constraints
 ) -> str:
     """The best of `candidates` (at least one, each known)."""
+    return min((criteria(state, cnm, demand, constraints), cnm) for cnm in candidates)[-1]
+
+
+def criteria(
+    state: AllocatorState, cnm: str, demand: Demand, constraints: Constraints
+) -> tuple[int, ...]:
+    """What is compared, named and ordered as CRITERIA; less is better. `explain` shows it: who
+    changes how is chosen changes this, and no other place."""
+    node = state.nodes[cnm]
     part = (constraints.workload, constraints.component)
-    return min(
-        (
-            state.nodes[cnm].components.get(part, 0) if constraints.spread else 0,
-            _is_hot(state.nodes[cnm], demand),
-            0 if demand.accelerators else _free_accelerators(state.nodes[cnm]),
-            -_balanced_fill(state.nodes[cnm], demand),
-            cnm,
-        )
-        for cnm in candidates
-    )[-1]
+    return (
+        node.components.get(part, 0) if constraints.spread else 0,
+        int(_is_hot(node, demand)),
+        0 if demand.accelerators else _free_accelerators(node),
+        -_balanced_fill(node, demand),
+    )
 
 
 def _is_hot(node: Node, demand: Demand) -> bool:
