@@ -82,6 +82,18 @@ class Node:
         self._count(hold, -1)
         return hold
 
+    def copy(self) -> "Node":
+        """Books of its own with the same content."""
+        twin = Node(self.view)
+        twin.used = self.used
+        twin.expected_cpu_milli = self.expected_cpu_milli
+        twin.expected_memory_bytes = self.expected_memory_bytes
+        twin.holds = dict(self.holds)
+        twin.components = dict(self.components)
+        twin.free_milli = {key: list(units) for key, units in self.free_milli.items()}
+        twin.scopes = dict(self.scopes)
+        return twin
+
     def _count(self, hold: Hold, sign: int) -> None:
         want = hold.demand.vector
         used = self.used
@@ -215,6 +227,14 @@ class AllocatorState:
         if not places:
             self._where.pop(instance, None)
         return bool(gone)
+
+    def copy(self) -> "AllocatorState":
+        """Books of their own with the same content: what is asked of them changes nothing here."""
+        twin = AllocatorState()
+        twin.nodes = {cnm: node.copy() for cnm, node in self.nodes.items()}
+        twin._where = {instance: set(places) for instance, places in self._where.items()}
+        twin._members = {workload: set(pairs) for workload, pairs in self._members.items()}
+        return twin
 
     def members(self, workload: str) -> Iterator[tuple[str, Constraints]]:
         """(CNM, constraints) of all that is held for a workload; in no order."""
