@@ -10,73 +10,37 @@ that driver, and is Unavailable here.
 """
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from hal.errors import DeadlinePassed, HalError, Unavailable
 from hal.linux.smbus_wire import LinuxSmbusWire
 from hal.ports import Done, Reactor
-from hal.smbus_engine import MS, SmbusEngine
+from hal.smbus_engine import MS
 from hal.smbus_ports import (
     QUEUE_LIMIT,
-    MuxPath,
-    SmbusCapabilities,
     SmbusEvent,
-    SmbusTransfer,
 )
-from hal.smbus_queue import DeviceKey, Job, SmbusQueue
+from hal.smbus_queue import DeviceKey, Job
+from hal.smbus_segment import QueuedSegment
 
 CLOSE_WAIT_S: Final = 3.0  # for a transfer that is in the kernel
 
 
-class LinuxSmbusSegment:
+class LinuxSmbusSegment(QueuedSegment):
     """All methods are called on the loop's thread."""
 
     def __init__(self, number: int, reactor: Reactor) -> None:
         """`number` as in /dev/i2c-N. Raises Unavailable."""
         self._reactor = reactor
         self._wire = LinuxSmbusWire(number)
-        self._engine = SmbusEngine(self._wire, self._tell)
-        self._calls: list[Callable[[SmbusEvent], None]] = []
-        self._queue = SmbusQueue()
+        super().__init__(self._wire, self._tell)
         self._ready = threading.Condition()
         self._closing = False
         self.late_results = 0  # came after their deadline, and were dropped
         self._worker = threading.Thread(target=self._work, name=f"apf-i2c-{number}", daemon=True)
         self._worker.start()
-
-    @property
-    def capabilities(self) -> SmbusCapabilities:
-        return self._wire.capabilities
-
-    @property
-    def counters(self) -> Counter[str]:
-        """What the engine counted; written by the worker, so a snapshot may be half a step old."""
-        return self._engine.counters
-
-    def submit(self, transfer: SmbusTransfer, deadline_ns: int, done: Done[bytes]) -> None:
-        self._enqueue(
-            (transfer.mux, transfer.address),
-            str(transfer),
-            partial(self._engine.run, transfer, deadline_ns),
-            deadline_ns,
-            done,
-            gap_ns=transfer.gap_us * 1000,
-        )
-
-    def check_muxes(
-        self, muxes: Sequence[tuple[MuxPath, int]], deadline_ns: int, done: Done[Sequence[int]]
-    ) -> None:
-        work = partial(self._engine.check_muxes, tuple(muxes))
-        self._enqueue(None, "looking at the muxes", work, deadline_ns, done)
-
-    def recover(self, deadline_ns: int, done: Done[None]) -> None:
-        self._enqueue(None, "freeing the bus", self._engine.recover, deadline_ns, done)
-
-    def on_event(self, call: Callable[[SmbusEvent], None]) -> None:
-        self._calls.append(call)
 
     def close(self) -> None:
         with self._ready:

@@ -4,7 +4,7 @@ on the wire."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -13,17 +13,16 @@ from hal.errors import DeadlinePassed, HalError, Unavailable
 from hal.mock.smbus_bus import T_TIMEOUT_NS, MockSmbusBus
 from hal.mock.smbus_model import MAX_WRITE_BYTES, Model
 from hal.ports import Done, Event
-from hal.smbus_engine import SmbusEngine
 from hal.smbus_ports import (
     QUEUE_LIMIT,
     BusHeld,
-    MuxPath,
     SmbusCapabilities,
     SmbusEvent,
     SmbusFunctions,
     SmbusTransfer,
 )
-from hal.smbus_queue import DeviceKey, Job, SmbusQueue
+from hal.smbus_queue import DeviceKey, Job
+from hal.smbus_segment import QueuedSegment
 
 if TYPE_CHECKING:
     from hal.mock.node import Node
@@ -69,7 +68,7 @@ class MockSmbusWire:
         self.spent_ns += self.bus.free()
 
 
-class MockSmbusSegment:
+class MockSmbusSegment(QueuedSegment):
     """One node's use of a bus. Dies with the node; a transfer that is on the wire then ends."""
 
     def __init__(self, node: Node, bus: MockSmbusBus) -> None:
@@ -79,43 +78,10 @@ class MockSmbusSegment:
         self._post = node.poster()
         self._wire = MockSmbusWire(node, bus)
         self._events: list[SmbusEvent] = []  # of the present job
-        self._engine = SmbusEngine(self._wire, self._events.append)
-        self._calls: list[Callable[[SmbusEvent], None]] = []
-        self._queue = SmbusQueue()
+        super().__init__(self._wire, self._events.append)
         self._busy = False
         self._closed = False
         self._wake_ns: int | None = None
-
-    @property
-    def capabilities(self) -> SmbusCapabilities:
-        return self._wire.capabilities
-
-    @property
-    def counters(self) -> Counter[str]:
-        """What the engine counted."""
-        return self._engine.counters
-
-    def submit(self, transfer: SmbusTransfer, deadline_ns: int, done: Done[bytes]) -> None:
-        self._enqueue(
-            (transfer.mux, transfer.address),
-            str(transfer),
-            partial(self._engine.run, transfer, deadline_ns),
-            deadline_ns,
-            done,
-            gap_ns=transfer.gap_us * 1000,
-        )
-
-    def check_muxes(
-        self, muxes: Sequence[tuple[MuxPath, int]], deadline_ns: int, done: Done[Sequence[int]]
-    ) -> None:
-        work = partial(self._engine.check_muxes, tuple(muxes))
-        self._enqueue(None, "looking at the muxes", work, deadline_ns, done)
-
-    def recover(self, deadline_ns: int, done: Done[None]) -> None:
-        self._enqueue(None, "freeing the bus", self._engine.recover, deadline_ns, done)
-
-    def on_event(self, call: Callable[[SmbusEvent], None]) -> None:
-        self._calls.append(call)
 
     def close(self) -> None:
         if self._closed:
