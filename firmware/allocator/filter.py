@@ -14,7 +14,7 @@ def select_cnms(
     """(candidates, reasons): ids in order, and why each other CNM is none."""
     candidates: list[str] = []
     reasons: dict[str, str] = {}
-    homes = _homes(state, constraints)
+    homes = homes_of(state, constraints)
     for cnm, node in sorted(state.nodes.items()):
         why = "; ".join(_objections(node, demand, constraints, homes))
         if why:
@@ -27,7 +27,7 @@ def select_cnms(
 def candidates(state: AllocatorState, demand: Demand, constraints: Constraints) -> list[str]:
     """The same CNMs as `select_cnms`, in any order and without words: for the usual case, in
     which some CNM will do. A property test holds the two equal."""
-    homes = _homes(state, constraints)
+    homes = homes_of(state, constraints)
     wants = [demand, *(d for name, d in constraints.companions if name not in homes)]
     cpu, memory, nvme, link = (
         sum(column) for column in zip(*(d.vector for d in wants), strict=True)
@@ -59,6 +59,12 @@ def candidates(state: AllocatorState, demand: Demand, constraints: Constraints) 
                 continue
         found.append(cnm)
     return found
+
+
+def objections(state: AllocatorState, cnm: str, demand: Demand, constraints: Constraints) -> str:
+    """Why one CNM is no candidate, as `select_cnms` says it; "" when it is one."""
+    homes = homes_of(state, constraints)
+    return "; ".join(_objections(state.nodes[cnm], demand, constraints, homes))
 
 
 def never_fits(
@@ -123,7 +129,7 @@ def _lasting(
             yield str(exc)
 
 
-def _homes(state: AllocatorState, constraints: Constraints) -> dict[str, frozenset[str]]:
+def homes_of(state: AllocatorState, constraints: Constraints) -> dict[str, frozenset[str]]:
     """Where the components are that this one must join: those it names, and those that name it."""
     homes: dict[str, set[str]] = {}
     for cnm, other in state.members(constraints.workload) if constraints.workload else ():

@@ -236,6 +236,22 @@ class AllocatorState:
         twin._members = {workload: set(pairs) for workload, pairs in self._members.items()}
         return twin
 
+    def without(self, instance: str, cnm: str | None = None) -> "AllocatorState":
+        """The books as they would be if it held nothing (there). Only for reading: what is equal
+        is shared with these."""
+        twin = AllocatorState()
+        twin.nodes, twin._where = dict(self.nodes), dict(self._where)
+        twin._members = dict(self._members)
+        for place in self.places(instance):
+            if cnm in (None, place):
+                twin.nodes[place] = self.nodes[place].copy()
+                workload = self.nodes[place].holds[instance].constraints.workload
+                twin._members[workload] = set(twin._members[workload])
+        if instance in twin._where:
+            twin._where[instance] = set(twin._where[instance])
+        twin.release(instance, cnm)
+        return twin
+
     def members(self, workload: str) -> Iterator[tuple[str, Constraints]]:
         """(CNM, constraints) of all that is held for a workload; in no order."""
         for instance, cnm in self._members.get(workload, ()):
