@@ -96,8 +96,10 @@ class BarWindow:
         self._tx[offset : offset + source.nbytes] = source
 
     def read(self, offset: int, length: int) -> memoryview:
-        self._check("read", offset, length)
-        return self._rx[offset : offset + length]
+        end = offset + length
+        if not (0 <= offset <= end <= self._half_bytes and self._words is not None):
+            self._check("read", offset, length)  # raises; without two calls in the usual case
+        return self._rx[offset:end]
 
     def publish(self, offset: int, value: int) -> None:
         self._check("publish", offset, 4)
