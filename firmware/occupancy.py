@@ -1,0 +1,135 @@
+"""How the card is filled, resource by resource: reserved, free, stranded, fragmented. Pure.
+
+The mix is what the card is asked for: the demands of all that is held now, the most frequent
+first. With it, of the free amount of a resource on one module:
+
+- stranded: of the demands in the mix that want this resource, none fits there, because something
+  else is exhausted. Nobody who is likely to come can use it.
+- fragmented: the share of it, in thousandths, that the next instance of the mix can't use where it
+  lies, in the mean over the mix by frequency (Weng et al., "Beware of Fragmentation", USENIX ATC
+  2023, section 3, here for each resource). 0: whoever comes can use all; 1000: nobody can.
+
+A resource that nothing in the mix wants is neither. Where a module takes nothing new, nothing is
+free. Labels, arch and runtimes do not count: this is about amounts.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from firmware.allocator import AcceleratorDemand, AllocatorState, Demand, Node
+from firmware.allocator.types import DIMENSIONS, WHOLE_MILLI
+from firmware.allocator.units import UnitShortage, choose_units
+
+RESOURCES: Final = (*DIMENSIONS, "accelerators")  # accelerators in thousandths of a unit
+MIX_SHAPES: Final = 16  # of equal demands; the rare ones decide nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Equal demands, and how many instances have them. `wants` is in the order of RESOURCES."""
+
+    wants: tuple[int, ...]
+    accelerators: tuple[AcceleratorDemand, ...]
+    count: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Amounts:
+    """One resource of one module, or of the card."""
+
+    total: int = 0
+    reserved: int = 0
+    free: int = 0
+    stranded: int = 0
+    largest_free: int = 0  # on one module
+    unusable: int = 0  # free amount times the weight of the demands that can't use it
+    usable: int = 0  # free amount times the weight of all that want it
+
+    @property
+    def fragmented_permille(self) -> int | None:
+        """None where nothing is free, or nobody wants it."""
+        return self.unusable * 1000 // self.usable if self.usable else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Occupancy:
+    """The card, and each of its modules."""
+
+    mix: tuple[Shape, ...]
+    card: dict[str, Amounts] = field(default_factory=dict)
+    cnms: dict[str, dict[str, Amounts]] = field(default_factory=dict)
+
+
+def occupancy(state: AllocatorState) -> Occupancy:
+    """All modules in the order of their ids."""
+    found = Occupancy(mix=mix_of(state.nodes.values()))
+    found.card = {name: Amounts() for name in RESOURCES}
+    for cnm, node in sorted(state.nodes.items()):
+        row = found.cnms[cnm] = _node(node, found.mix)
+        for name, amounts in row.items():
+            whole = found.card[name]
+            whole.total += amounts.total
+            whole.reserved += amounts.reserved
+            whole.free += amounts.free
+            whole.stranded += amounts.stranded
+            whole.largest_free = max(whole.largest_free, amounts.free)
+            whole.unusable += amounts.unusable
+            whole.usable += amounts.usable
+    return found
+
+
+def mix_of(nodes: Iterable[Node]) -> tuple[Shape, ...]:
+    """The most frequent demands of what is held; equal counts in the order of their amounts."""
+    counts: Counter[tuple[tuple[int, ...], tuple[AcceleratorDemand, ...]]] = Counter()
+    for node in nodes:
+        for hold in node.holds.values():
+            counts[_wants(hold.demand), hold.demand.accelerators] += 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0][0], repr(item[0][1])))
+    return tuple(
+        Shape(wants=wants, accelerators=accelerators, count=count)
+        for (wants, accelerators), count in ordered[:MIX_SHAPES]
+    )
+
+
+def _wants(demand: Demand) -> tuple[int, ...]:
+    return (*demand.vector, sum(a.count * a.milli for a in demand.accelerators))
+
+
+def _node(node: Node, mix: Sequence[Shape]) -> dict[str, Amounts]:
+    units = [milli for pool in node.free_milli.values() for milli in pool]
+    total = (*node.total, len(units) * WHOLE_MILLI)
+    reserved = (*node.used, len(units) * WHOLE_MILLI - sum(units))
+    free = [0 if node.view.why_not else max(t - r, 0) for t, r in zip(total, reserved, strict=True)]
+    fitting = [_fits(node, shape, free) for shape in mix]
+    found: dict[str, Amounts] = {}
+    for index, name in enumerate(RESOURCES):
+        wanted = [
+            (shape, fits) for shape, fits in zip(mix, fitting, strict=True) if shape.wants[index]
+        ]
+        weight = sum(shape.count for shape, _fits_there in wanted)
+        barred = sum(shape.count for shape, fits in wanted if not fits)
+        found[name] = Amounts(
+            total=total[index],
+            reserved=reserved[index],
+            free=free[index],
+            stranded=free[index] if wanted and barred == weight else 0,
+            largest_free=free[index],
+            unusable=free[index] * barred,
+            usable=free[index] * weight,
+        )
+    return found
+
+
+def _fits(node: Node, shape: Shape, free: Sequence[int]) -> bool:
+    """By amounts alone."""
+    if any(want > has for want, has in zip(shape.wants, free, strict=True) if want):
+        return False
+    if not shape.accelerators:
+        return True
+    try:
+        choose_units(node.free_milli, node.scopes, shape.accelerators)
+    except UnitShortage:
+        return False
+    return True
