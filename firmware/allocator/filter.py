@@ -29,7 +29,7 @@ def candidates(state: AllocatorState, demand: Demand, constraints: Constraints) 
     which some CNM will do. A property test holds the two equal."""
     homes = homes_of(state, constraints)
     wants = [demand, *(d for name, d in constraints.companions if name not in homes)]
-    cpu, memory, nvme, link = (
+    cpu, memory, nvme, link, bandwidth, windows = (
         sum(column) for column in zip(*(d.vector for d in wants), strict=True)
     )
     accelerators = [a for d in wants for a in d.accelerators]
@@ -44,6 +44,8 @@ def candidates(state: AllocatorState, demand: Demand, constraints: Constraints) 
             or (memory and used[1] + memory > total[1])
             or (nvme and used[2] + nvme > total[2])
             or (link and used[3] + link > total[3])
+            or (bandwidth and used[4] + bandwidth > total[4])
+            or (windows and used[5] + windows > total[5])
             or cnm in constraints.exclude
             or (arch is not None and arch != view.arch)
             or (runtimes and runtimes.isdisjoint(view.runtimes))

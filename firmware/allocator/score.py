@@ -2,7 +2,8 @@
 
 1. `spread`: fewer instances of the same component (only if the component asks for it);
 2. room for load: below 70 % of its CPU and 90 % of its memory afterwards, by what is reserved or
-   measured, whichever is more;
+   measured, whichever is more, and below its power limit and its throttle point as far as
+   telemetry tells;
 3. no waste: who needs no accelerator goes where none is free;
 4. balanced best fit: the mean filling afterwards of CPU, memory and whatever else is wanted, less
    a quarter of the distance between the fullest and the emptiest of them: large CNMs stay free
@@ -18,6 +19,7 @@ from firmware.allocator.types import WHOLE_MILLI, Constraints, Demand
 
 CPU_ROOM_PERMILLE: Final = 700
 MEMORY_ROOM_PERMILLE: Final = 900
+THERMAL_ROOM_MC: Final = 5_000  # nearer to its throttle point a CNM has no room for load
 CRITERIA: Final = ("spread", "room_for_load", "free_accelerators", "fill_ppm")
 
 
@@ -45,6 +47,9 @@ def criteria(
 
 def _is_hot(node: Node, demand: Demand) -> bool:
     view = node.view
+    power, thermal = view.power_headroom_mw, view.thermal_headroom_mc
+    if (power is not None and power <= 0) or (thermal is not None and thermal <= THERMAL_ROOM_MC):
+        return True
     cpu = max(node.expected_cpu_milli, view.load_cpu_milli)
     memory = max(node.expected_memory_bytes, view.load_memory_bytes)
     cpu += max(demand.cpu_milli, demand.hint_cpu_milli)
@@ -70,10 +75,9 @@ def _balanced_fill(node: Node, demand: Demand) -> int:
         filled.append((used[0] + demand.cpu_milli) * 1_000_000 // total[0])
     if total[1]:
         filled.append((used[1] + demand.memory_bytes) * 1_000_000 // total[1])
-    if demand.nvme_bytes and total[2]:
-        filled.append((used[2] + demand.nvme_bytes) * 1_000_000 // total[2])
-    if demand.link_mbit and total[3]:
-        filled.append((used[3] + demand.link_mbit) * 1_000_000 // total[3])
+    for index, want in enumerate(demand.vector[2:], 2):
+        if want and total[index]:
+            filled.append((used[index] + want) * 1_000_000 // total[index])
     if demand.accelerators:
         units = [milli for pool in node.free_milli.values() for milli in pool]
         whole = max(len(units), 1) * WHOLE_MILLI

@@ -8,18 +8,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from firmware.allocator.types import (
+    DIMENSIONS,
     NO_CONSTRAINTS,
+    NOTHING,
     WHOLE_MILLI,
     AcceleratorUnit,
     CnmView,
     Constraints,
     Demand,
     DoesNotFit,
+    Vector,
 )
 from firmware.allocator.units import PoolKey, UnitShortage, choose_units
 from firmware.allocator.words import shortage
-
-_ZERO = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class Node:
     def __init__(self, view: CnmView) -> None:
         self.view = view
         self.total = view.capacity.vector
-        self.used: tuple[int, int, int, int] = _ZERO
+        self.used: Vector = NOTHING
         self.expected_cpu_milli = 0  # reservations or measured use, whichever is more
         self.expected_memory_bytes = 0
         self.holds: dict[str, Hold] = {}
@@ -62,7 +63,7 @@ class Node:
             self._move_units(hold.units, -1)
 
     @property
-    def free(self) -> tuple[int, int, int, int]:
+    def free(self) -> Vector:
         """Negative where adopted instances exceed the capacity."""
         total, used = self.total, self.used
         return (
@@ -70,6 +71,8 @@ class Node:
             total[1] - used[1],
             total[2] - used[2],
             total[3] - used[3],
+            total[4] - used[4],
+            total[5] - used[5],
         )
 
     def hold(self, hold: Hold) -> None:
@@ -102,6 +105,8 @@ class Node:
             used[1] + sign * want[1],
             used[2] + sign * want[2],
             used[3] + sign * want[3],
+            used[4] + sign * want[4],
+            used[5] + sign * want[5],
         )
         self.expected_cpu_milli += sign * hold.demand.expected_cpu_milli
         self.expected_memory_bytes += sign * hold.demand.expected_memory_bytes
@@ -156,6 +161,13 @@ class AllocatorState:
         """What the CNM was last measured to use."""
         node = self.nodes[cnm]
         node.view = replace(node.view, load_cpu_milli=cpu_milli, load_memory_bytes=memory_bytes)
+
+    def set_headroom(
+        self, cnm: str, *, power_mw: int | None = None, thermal_mc: int | None = None
+    ) -> None:
+        """How far it was last measured to be below its limits; None: not known."""
+        node = self.nodes[cnm]
+        node.view = replace(node.view, power_headroom_mw=power_mw, thermal_headroom_mc=thermal_mc)
 
     def commit(
         self,
@@ -274,7 +286,7 @@ class AllocatorState:
 def first_shortage(node: Node, demand: Demand) -> str:
     """The first resource that is not there in full; "" when all are."""
     for dimension, want, free, total in zip(
-        ("cpu", "memory", "nvme", "link"),
+        DIMENSIONS,
         demand.vector,
         node.free,
         node.total,

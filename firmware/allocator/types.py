@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 WHOLE_MILLI: Final = 1000  # a whole accelerator
-DIMENSIONS: Final = ("cpu", "memory", "nvme", "link")  # order of `vector`
+# The order of `vector`: milli-cores, bytes, bytes, Mbit/s, Mbit/s of storage, slots of the window.
+DIMENSIONS: Final = ("cpu", "memory", "nvme", "link", "nvme_bandwidth", "windows")
+Vector: TypeAlias = tuple[int, int, int, int, int, int]
+NOTHING: Final[Vector] = (0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +52,22 @@ class Demand:
     memory_bytes: int = 0
     nvme_bytes: int = 0
     link_mbit: int = 0
+    nvme_mbit: int = 0
+    window_slots: int = 0
     accelerators: tuple[AcceleratorDemand, ...] = ()
     hint_cpu_milli: int = 0
     hint_memory_bytes: int = 0
 
     @property
-    def vector(self) -> tuple[int, int, int, int]:
-        return (self.cpu_milli, self.memory_bytes, self.nvme_bytes, self.link_mbit)
+    def vector(self) -> Vector:
+        return (
+            self.cpu_milli,
+            self.memory_bytes,
+            self.nvme_bytes,
+            self.link_mbit,
+            self.nvme_mbit,
+            self.window_slots,
+        )
 
     @property
     def expected_cpu_milli(self) -> int:
@@ -74,11 +86,20 @@ class Capacity:
     memory_bytes: int
     nvme_bytes: int = 0
     link_mbit: int = 0
+    nvme_mbit: int = 0
+    window_slots: int = 0
     accelerators: tuple[AcceleratorPool, ...] = ()
 
     @property
-    def vector(self) -> tuple[int, int, int, int]:
-        return (self.cpu_milli, self.memory_bytes, self.nvme_bytes, self.link_mbit)
+    def vector(self) -> Vector:
+        return (
+            self.cpu_milli,
+            self.memory_bytes,
+            self.nvme_bytes,
+            self.link_mbit,
+            self.nvme_mbit,
+            self.window_slots,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +114,8 @@ class CnmView:
     why_not: str = ""
     load_cpu_milli: int = 0  # measured, 0 when not known
     load_memory_bytes: int = 0
+    power_headroom_mw: int | None = None  # below its power limit; None when not known
+    thermal_headroom_mc: int | None = None  # milli-degrees C below its throttle point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,10 @@ def bytes_text(amount: int) -> str:
 def amount_text(dimension: str, amount: int) -> str:
     if dimension == "cpu":
         return f"{_short(amount, 1000, digits=3)} cores"
-    if dimension == "link":
+    if dimension in ("link", "nvme_bandwidth"):
         return f"{amount} Mbit/s"
+    if dimension == "windows":
+        return f"{amount} slots"
     return bytes_text(amount)
 
 

@@ -111,6 +111,30 @@ def test_each_constraint_keeps_a_cnm_out_and_says_so(constraints: Constraints, r
     assert select_cnms(state, Demand(), constraints) == ((), {"cnm0": reason})
 
 
+def test_bandwidth_of_storage_and_slots_of_the_window_are_resources_as_all_others() -> None:
+    capacity = Capacity(cpu_milli=1000, memory_bytes=GIB, nvme_mbit=8000, window_slots=4)
+    state = books(replace(cnm("cnm0"), capacity=capacity))
+    state.commit("one", "cnm0", Demand(nvme_mbit=6000, window_slots=3))
+    assert state.nodes["cnm0"].free == (1000, GIB, 0, 0, 2000, 1)
+    assert reasons(place(state, Demand(nvme_mbit=3000, window_slots=2))) == {
+        "cnm0": "nvme_bandwidth: wants 3000 Mbit/s, 2000 Mbit/s free of 8000 Mbit/s; "
+        "windows: wants 2 slots, 1 slots free of 4 slots",
+    }
+    assert chosen(place(state, Demand(nvme_mbit=2000, window_slots=1))) == "cnm0"
+
+
+def test_a_cnm_near_its_thermal_or_power_limit_is_chosen_last_but_is_chosen() -> None:
+    state = books(cnm("cnm0"), cnm("cnm1"))
+    assert chosen(place(state, Demand(cpu_milli=100))) == "cnm0"
+    state.set_headroom("cnm0", thermal_mc=4_000)
+    assert chosen(place(state, Demand(cpu_milli=100))) == "cnm1"
+    state.set_headroom("cnm0", power_mw=1)
+    state.set_headroom("cnm1", power_mw=0)
+    assert chosen(place(state, Demand(cpu_milli=100))) == "cnm0"
+    state.set_schedulable("cnm0", "DRAINING")
+    assert chosen(place(state, Demand(cpu_milli=100))) == "cnm1"
+
+
 def test_a_cnm_that_takes_nothing_new_says_why() -> None:
     state = books(cnm("cnm0"))
     state.set_schedulable("cnm0", "DRAINING")
