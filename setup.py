@@ -15,8 +15,8 @@ from setuptools import setup
 # which a compiled class can't.
 COMPILED: Final = {
     "firmware": """card decide discovery endpoint events fencing inventory journal lease link
-        link_dialect loop monitor placer profiler reconciler signs_of_life sweeper tokens window
-        window_ring""",
+        link_dialect loop monitor placer profile profile_histogram profile_meter profile_needs
+        profiler reconciler signs_of_life sweeper tokens window window_ring""",
     "firmware/allocator": "filter",
     "firmware/cnm": """agent commands init init_server instances lease_guard local_stream mc
         supervisor""",

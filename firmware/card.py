@@ -79,7 +79,7 @@ class Card:
         self.journal = Journal(ports.journal)
         self.decisions = Decisions(self.journal, loop, self.events)
         self.inventory = Inventory()
-        self.profiler = Profiler()
+        self.profiler = Profiler(lambda ref: self.images.digest_of(ref))
         self.placer = Placer(self.inventory, self.decisions, self.profiler)
         self.images = ImageStore(
             ports.blobs,
@@ -283,6 +283,7 @@ class Card:
             self.status_reader.wish(cnm)
 
     def _on_report(self, cnm: Cnm, changed: set[str]) -> None:
+        self.monitor.on_report(cnm, changed)  # first: what is started again needs more then
         self.reconciler.on_report(cnm, changed)
         if changed:
             self.host.refresh(cnm)

@@ -6,8 +6,10 @@ the journal takes the image). Until then nobody sees it. A reference that a work
 neither be removed nor be given another content: a failover would otherwise start something else.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from firmware import rpc
@@ -60,11 +62,26 @@ class ImageStore:
         self._ingests = 0
         self.drop_failures = 0
         self._changing: set[str] = set()  # references with a decision on its way to the disk
+        self._digests: dict[str, str] = {}  # of those asked for, by reference; at most MAX_IMAGES
 
     def resolve(self, ref: str) -> Image | None:
         """The image that a reference means now, or None."""
         record = self._journal.get(Kind.IMAGE, normal_ref(ref))
         return Image.from_json(record["manifest"]) if record is not None else None
+
+    def digest_of(self, ref: str) -> str:
+        """Hex SHA-256 of what a reference means now: the same content has the same under any
+        reference. "" when there is no such image."""
+        name = normal_ref(ref)
+        known = self._digests.get(name)
+        if known is None:
+            image = self.resolve(name)
+            if image is None:
+                return ""
+            body = {**image.to_json(), "ref": ""}
+            known = sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+            self._digests[name] = known
+        return known
 
     def users_of(self, ref: str) -> Sequence[str]:
         """The workloads that use an image."""
@@ -233,6 +250,7 @@ class ImageStore:
 
         def done(error: JournalError | None) -> None:
             self._changing.discard(ref)
+            self._digests.pop(ref, None)
             if error is not None:
                 answer.fail(rpc.refused(f"journal_{error.code}", str(error)))
             else:

@@ -4,7 +4,7 @@ A module is loaded when its use stays above `high` for `hold_ms`, and is so unti
 below `low`: two thresholds and a hold, so that nothing thrashes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from firmware.board_types import Thresholds
@@ -13,9 +13,16 @@ from firmware.events import EventCode, EventLog
 from firmware.inventory import Cnm
 from firmware.loop import MS, Loop
 from firmware.placer import Placer
+from firmware.profile_meter import Meter
 from firmware.profiler import Profiler
 from firmware.workload import Component
-from protocol.apf import AGENT_AGE_NONE, InstanceTelemetry, InstanceUsage, Telemetry
+from protocol.apf import (
+    AGENT_AGE_NONE,
+    ExitReason,
+    InstanceTelemetry,
+    InstanceUsage,
+    Telemetry,
+)
 
 
 @dataclass(slots=True)
@@ -26,6 +33,9 @@ class _Watch:
     agent_lost: bool = False
     cpu_us: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     cpu_milli: dict[str, int] = field(default_factory=dict)
+    # what a generation is measured by, and whose profile that is
+    meters: dict[tuple[str, int], tuple[Meter, Component]] = field(default_factory=dict)
+    oom_seen: set[tuple[str, int]] = field(default_factory=set)
 
     def cpu_since(self, entry: InstanceUsage, now_ns: int) -> int | None:
         """Thousandths of a core since the last report of this generation; None at the first."""
@@ -126,13 +136,51 @@ class Monitor:
             if entry.instance not in cnm.observed:
                 continue  # bounded by what the module was asked to run
             cnm.usage[entry.instance] = entry
-            cpu_milli = watch.cpu_since(entry, now_ns)
-            component = self._component(entry.instance)
-            if component is not None:
-                self._profiler.observe(component, now_ns, cpu_milli, entry.reading("memory_bytes"))
+            watch.cpu_since(entry, now_ns)
+            self._measure(cnm, watch, entry, now_ns)
         for key in [key for key in watch.cpu_us if key[0] not in cnm.observed]:
             del watch.cpu_us[key]
             watch.cpu_milli.pop(key[0], None)
+        for key in [key for key in watch.meters if not _runs(cnm, key)]:
+            meter, component = watch.meters.pop(key)
+            self._profiler.ended(component, meter)
+        watch.oom_seen = {key for key in watch.oom_seen if key[0] in cnm.observed}
+
+    def _measure(self, cnm: Cnm, watch: _Watch, entry: InstanceUsage, now_ns: int) -> None:
+        """One instance's report, for the profile of its component."""
+        key = (entry.instance, entry.generation)
+        if key not in watch.meters:
+            found = self._component(entry.instance)
+            if found is None:
+                return
+            watch.meters[key] = (Meter(), found)
+        meter, component = watch.meters[key]
+        link_bytes = None
+        if len(cnm.observed) == 1 and cnm.telemetry is not None:  # else it is not its own
+            sent, taken = (cnm.telemetry.reading(f"link_{way}_bytes") for way in ("tx", "rx"))
+            link_bytes = None if sent is None or taken is None else sent + taken
+        counters = (entry.reading("cpu_us"), entry.reading("io_bytes"), link_bytes)
+        reserved_bytes = self._reserved_bytes(cnm, entry.instance)
+        memory_bytes = entry.reading("memory_bytes")
+        self._profiler.observe(component, meter, now_ns, counters, memory_bytes, reserved_bytes)
+
+    def on_report(self, cnm: Cnm, changed: Iterable[str]) -> None:
+        """STATUS: what a module says of its instances; an end for want of memory is learned."""
+        for instance in sorted(changed):
+            status = cnm.observed.get(instance)
+            if status is None or status.exit_reason != ExitReason.OOM_KILLED:
+                continue
+            watch = self._watches.setdefault(cnm.id, _Watch())
+            key = (instance, status.generation)
+            component = self._component(instance)
+            if component is not None and key not in watch.oom_seen:
+                watch.oom_seen.add(key)
+                self._profiler.on_oom(component, self._reserved_bytes(cnm, instance))
+
+    def _reserved_bytes(self, cnm: Cnm, instance: str) -> int:
+        node = self._placer.state.nodes.get(cnm.id)
+        hold = node.holds.get(instance) if node is not None else None
+        return hold.demand.memory_bytes if hold is not None else 0
 
     def _component(self, instance: str) -> Component | None:
         assignment = self._decisions.assignments.get(instance)
@@ -157,3 +205,8 @@ class Monitor:
         elif watch.agent_lost and not lost:
             self._events.emit(EventCode.CNM_AGENT_BACK, f"{cnm.id}: heard again", cnm=cnm.id)
         watch.agent_lost = lost and age_ms != AGENT_AGE_NONE
+
+
+def _runs(cnm: Cnm, key: tuple[str, int]) -> bool:
+    status = cnm.observed.get(key[0])
+    return status is not None and status.generation == key[1]

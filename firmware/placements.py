@@ -170,7 +170,8 @@ class Placements:
             self._loop.call_at(due_ns, lambda: self._kick(instance))
             return
         cnm_id = place.cnm
-        if seen.draining or seen.status.state == InstanceState.FAILED:
+        outgrown = self._placer.outgrown(assignment, component)
+        if seen.draining or outgrown or seen.status.state == InstanceState.FAILED:
             choice = self._placer.find_alternative_cnm(component, assignment)
             cnm_id = cnm_id if isinstance(choice, NoRoom) else choice
         fresh = self.place_on(cnm_id)

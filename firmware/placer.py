@@ -4,7 +4,7 @@ An instance holds room at its place and, during a move, at its target. `sync` ma
 to one assignment; what no CNM can hold now is told per CNM, in words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,10 +24,11 @@ from firmware.assignments import Assignment
 from firmware.decide import Sight
 from firmware.decisions import Decisions
 from firmware.inventory import Cnm, Inventory
-from firmware.profiler import Profiler, analyze_workload, constraints_of
+from firmware.profiler import Level, Profiler, analyze_workload, constraints_of
 from firmware.workload import Component, Workload
 from protocol.apf import CapabilitiesReply, Scope
 
+Need = tuple[Demand, Constraints]
 TEXT_CNMS: Final = 4  # named in one line; `ps --json` has all of them
 
 
@@ -92,13 +93,48 @@ class Placer:
             self.state.release(assignment.instance, cnm)
         if component is None:
             return
-        demand, constraints = self._need(assignment.workload, component)
+        needs = self._needs(assignment.workload, component)
+        for cnm in wanted & held:
+            self._grow(assignment.instance, cnm, needs)
         for cnm in wanted - held:
             if cnm in self.state.nodes:
-                try:
-                    self.state.adopt(assignment.instance, cnm, demand, constraints)
-                except DoesNotFit:
-                    continue  # held already
+                self._book(assignment.instance, cnm, needs)
+
+    def _book(self, instance: str, cnm: str, needs: Sequence[Need]) -> None:
+        """The first need that fits there, as it was when the module was chosen; else the least."""
+        for demand, constraints in needs:
+            try:
+                self.state.commit(instance, cnm, demand, constraints)
+            except DoesNotFit:
+                continue
+            return
+        demand, constraints = needs[-1]
+        self.state.adopt(instance, cnm, demand, constraints)
+
+    def _grow(self, instance: str, cnm: str, needs: Sequence[Need]) -> None:
+        """It begins anew where it was: with the memory that it is now known to need, if that is
+        there. Units of accelerators can't be given back for a moment."""
+        hold = self.state.hold_of(instance, cnm)
+        if hold is None or hold.units or hold.demand.memory_bytes >= needs[-1][0].memory_bytes:
+            return
+        self.state.release(instance, cnm)
+        for demand, constraints in needs:
+            try:
+                self.state.commit(instance, cnm, demand, constraints)
+            except DoesNotFit:
+                continue
+            return
+        self.state.adopt(instance, cnm, hold.demand, hold.constraints)
+
+    def outgrown(self, assignment: Assignment, component: Component) -> bool:
+        """The memory that it is now known to need is not free where it is."""
+        place = assignment.place
+        hold = self.state.hold_of(assignment.instance, place.cnm) if place is not None else None
+        if place is None or hold is None:
+            return False
+        demand, _constraints = self._needs(assignment.workload, component)[-1]
+        more_bytes = demand.memory_bytes - hold.demand.memory_bytes
+        return more_bytes > max(self.state.nodes[place.cnm].free[1], 0)
 
     def forget(self, instance: str) -> None:
         """It holds nothing anywhere."""
@@ -112,24 +148,25 @@ class Placer:
 
     def choose(self, workload: str, component: Component, instance: str) -> str | NoRoom:
         """The best CNM for a new generation."""
-        demand, constraints = self._need(workload, component)
         pinned = self._pins(component, instance)
-        return self._ask(demand, constraints, pinned)
+        return self._ask_all(self._needs(workload, component), pinned)
 
     def find_alternative_cnm(
         self, component: Component, assignment: Assignment, only: str | None = None
     ) -> str | NoRoom:
         """Another CNM than the one it is on; `only` one in particular."""
-        demand, constraints = self._need(assignment.workload, component)
         here = frozenset(p.cnm for p in (assignment.place, assignment.target) if p is not None)
-        constraints = replace(constraints, exclude=here)
+        needs = [
+            (demand, replace(constraints, exclude=here))
+            for demand, constraints in self._needs(assignment.workload, component)
+        ]
         if only is not None:
             if self._inventory.get(only) is None:
                 return NoRoom(reasons={only: "there is no such module"})
             if only in here:
                 return NoRoom(reasons={only: "it is there already"})
-            return self._ask(demand, constraints, frozenset({only}))
-        return self._ask(demand, constraints, self._pins(component, assignment.instance))
+            return self._ask_all(needs, frozenset({only}))
+        return self._ask_all(needs, self._pins(component, assignment.instance))
 
     def hopeless(self, workload: Workload) -> dict[str, Mapping[str, str]]:
         """Components that no CNM of this card could hold even when empty, each with the reason per
@@ -139,7 +176,7 @@ class Placer:
             return {}
         views = [node.view for node in known.values()]
         found: dict[str, Mapping[str, str]] = {}
-        for need in analyze_workload(workload, self._profiler):
+        for need in analyze_workload(workload, self._profiler, Level.DECLARED):
             if need.component not in found:
                 reasons = never_fits(views, need.demand, need.constraints)
                 if reasons is not None:
@@ -168,6 +205,15 @@ class Placer:
         return (devices << 40) + demand.memory_bytes // 1024 + demand.cpu_milli
 
     # --- inside ---
+
+    def _ask_all(self, needs: Sequence[Need], only: frozenset[str]) -> str | NoRoom:
+        """The best module for the most that one can be found for."""
+        answer: str | NoRoom = NoRoom(reasons={})
+        for demand, constraints in needs:
+            answer = self._ask(demand, constraints, only)
+            if isinstance(answer, str):
+                break
+        return answer
 
     def _ask(self, demand: Demand, constraints: Constraints, only: frozenset[str]) -> str | NoRoom:
         if only:
@@ -213,11 +259,26 @@ class Placer:
         writable = assignment.volumes if assignment else ()
         return {mount.name for mount in mounts} | set(writable)
 
-    def _need(self, workload: str, component: Component) -> tuple[Demand, Constraints]:
-        """What an instance of this component asks for, with the newest hints."""
+    def _needs(self, workload: str, component: Component) -> list[Need]:
+        """What an instance of this component asks for, by what is measured now: the most first.
+        The declared need alone is no answer while a module could hold the memory that is known
+        to be needed."""
         record = self._decisions.workloads.get(workload)
         whole = record.workload if record else Workload(name=workload, components=(component,))
-        return self._profiler.demand(component), constraints_of(whole, component, self._profiler)
+        constraints = constraints_of(whole, component, self._profiler)
+        found: list[Need] = []
+        for level in Level:
+            if constraints.companions and found:
+                constraints = constraints_of(whole, component, self._profiler, level)
+            need = (self._profiler.demand(component, level), constraints)
+            if found and need == found[-1]:
+                continue
+            if level is Level.DECLARED and found[-1][0].memory_bytes > need[0].memory_bytes:
+                views = [node.view for node in self.state.nodes.values()]
+                if never_fits(views, *found[-1]) is None:
+                    continue
+            found.append(need)
+        return found
 
     def _component(self, assignment: Assignment) -> Component | None:
         record = self._decisions.workloads.get(assignment.workload)

@@ -65,6 +65,14 @@ class RuntimeChoice(StrEnum):
     PROCESS = "process"
 
 
+class ProfileChoice(StrEnum):
+    """What measured use may do to a reservation (`firmware.profile_needs`)."""
+
+    AUTO = "auto"  # raise it
+    ON = "on"  # raise it, and lower it below what is asked for
+    OFF = "off"  # nothing, and none is measured
+
+
 class Condition(StrEnum):
     """When a dependency counts as met."""
 
@@ -165,6 +173,7 @@ class Component:
     stop_signal: int
     stop_grace_ms: int
     read_only: bool
+    profile: ProfileChoice = ProfileChoice.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +246,7 @@ def _component(fields: Fields) -> Component:
         stop_signal=fields.integer("stop_signal", 15, low=1, high=64),
         stop_grace_ms=fields.integer("stop_grace_ms", 10_000, high=3_600_000),
         read_only=fields.boolean("read_only", False),
+        profile=ProfileChoice(fields.choice("profile", list(ProfileChoice), "auto")),
     )
 
 

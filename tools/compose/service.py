@@ -32,6 +32,7 @@ _X_APF: Final = Table(
         "max_per_cnm": INTEGER_TEXT,
         "nvme": INTEGER_TEXT,
         "link_mbit": INTEGER_TEXT,
+        "profile": TEXT,
     },
     extensions=False,
 )
@@ -70,6 +71,7 @@ def read_service(name: str, service: Cursor, project: Project) -> dict[str, Any]
         "healthcheck": read_healthcheck(service),
         **read_stop(service),
         "read_only": read_only is not None and read_only.boolean(),
+        "profile": extra["profile"],
     }
 
 
@@ -175,6 +177,7 @@ def _x_apf(service: Cursor) -> dict[str, Any]:
         "max_per_cnm": 0,
         "nvme_bytes": 0,
         "link_mbit": 0,
+        "profile": "auto",
     }
     at = service.get("x-apf")
     if at is None:
@@ -189,6 +192,12 @@ def _x_apf(service: Cursor) -> dict[str, Any]:
             runtime.problem(f"wanted one of {', '.join(RuntimeChoice)}, found {runtime.shown()}")
         else:
             found["runtime"] = runtime.text
+    profile = at.get("profile")
+    if profile is not None:
+        if profile.text not in ("on", "off"):
+            profile.problem(f"wanted on or off, found {profile.shown()}")
+        else:
+            found["profile"] = profile.text
     labels = at.get("labels")
     found["labels"] = (
         {key: item.text for key, item in labels.entries()} if labels is not None else {}

@@ -64,7 +64,7 @@ PIECES: tuple[dict[str, Any], ...] = (
         "restart": "on-failure:3",
         "cpus": 1.5,
         "mem_limit": "1g",
-        "x-apf": {"link_mbit": 3},
+        "x-apf": {"link_mbit": 3, "profile": "off"},
     },
 )
 BASES: tuple[dict[str, Any], ...] = (

@@ -54,6 +54,7 @@ WORKLOAD: dict[str, Any] = {
             "stop_signal": 2,
             "stop_grace_ms": 0,
             "read_only": True,
+            "profile": "off",
         },
         {"name": "db", "image": "host", "healthcheck": {"test": ["true"]}},
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 from firmware.decisions import Decisions
 from firmware.journal import Journal, JournalError, Kind, decode, encode
-from firmware.profiler import Histogram
+from firmware.profile import Profile
 from hal.ports import JournalRecord
 from tests.fuzz.reader import Reader, all_keys, edited, json_text
 from tests.fuzz.target import Check, Target
@@ -129,7 +129,9 @@ def decisions(_scratch: Path) -> Check:
             for name, value in journal.items(kind).items():
                 if kind is Kind.CNM:
                     bytes.fromhex(str(value.get("boot_id", "")))
-                Histogram.from_json({"counts": value, "last": name})
+                profile = Profile.from_json(value)
+                if profile is not None:
+                    assert Profile.from_json(profile.to_json()) is not None, name
         return True
 
     return check

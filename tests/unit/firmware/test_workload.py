@@ -12,6 +12,7 @@ from firmware.workload import (
     MAX_INSTANCES,
     SCHEMA,
     Condition,
+    ProfileChoice,
     RestartPolicy,
     RuntimeChoice,
     Workload,
@@ -58,6 +59,7 @@ FULL_COMPONENT = {
     "stop_signal": 2,
     "stop_grace_ms": 0,
     "read_only": True,
+    "profile": "on",
 }
 FULL = {
     "schema": SCHEMA,
@@ -87,6 +89,7 @@ def test_absent_keys_take_their_defaults():
     assert component.replicas == 1
     assert component.stop_signal == 15
     assert component.healthcheck is None
+    assert component.profile is ProfileChoice.AUTO  # as in every document before the key was known
 
 
 def test_the_canonical_document_is_the_contracts():
@@ -126,6 +129,10 @@ BAD = {
     "no schema": ({"name": "a", "components": []}, "schema"),
     "another schema": (changed(("schema",), "apf-workload/2"), "schema"),
     "a bad name": (changed(("name",), "Shop"), "name"),
+    "a profile of another word": (
+        changed(("components", 0, "profile"), "yes"),
+        "components[0].profile",
+    ),
     "a long name": (changed(("name",), "a" * 42), "name"),
     "no components": (changed(("components",), []), "components"),
     "components of the wrong type": (changed(("components",), {}), "components"),

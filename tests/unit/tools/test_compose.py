@@ -250,7 +250,19 @@ def test_our_own_extension_is_read_strictly(load, service):
     assert (component.resources.nvme_bytes, component.resources.link_mbit) == (2 << 30, 100)
     assert problems(service, "x-apf: {runtme: oci}")[0].key == "services.web.x-apf.runtme"
     assert problems(service, "x-apf: {runtime: vm}")[0].line == 4
+    assert component.profile == "auto"
     assert problems(service, "x-apf: {together: [none]}")[0].key.endswith("together[0]")
+
+
+@pytest.mark.parametrize("word", ["on", "off", '"off"'])
+def test_the_profile_is_on_or_off(service, word):
+    assert service(f"x-apf: {{profile: {word}}}")[0].profile == word.strip('"')
+
+
+@pytest.mark.parametrize("word", ["auto", "false", "0", '""', "[on]"])
+def test_a_profile_that_is_neither_is_refused_with_its_line(service, word):
+    found = problems(service, f"x-apf: {{profile: {word}}}")[0]
+    assert (found.line, found.key) == (4, "services.web.x-apf.profile")
 
 
 # --- dependencies, health, restart ---
