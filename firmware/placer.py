@@ -151,6 +151,12 @@ class Placer:
         pinned = self._pins(component, instance)
         return self._ask_all(self._needs(workload, component), pinned)
 
+    def questions(
+        self, workload: str, component: Component, instance: str
+    ) -> tuple[list[Need], frozenset[str]]:
+        """What `choose` asks, the most first, and the only modules that it may go to, if any."""
+        return self._needs(workload, component), self._pins(component, instance)
+
     def find_alternative_cnm(
         self, component: Component, assignment: Assignment, only: str | None = None
     ) -> str | NoRoom:

@@ -1,0 +1,150 @@
+"""What a submit would do, without doing it: `apf plan`.
+
+The placer itself chooses, on a copy of the books and of the decisions, in the order in which the
+reconciler looks at the instances of a new workload: by component, then by replica. A few choices a
+turn, so that a large plan stops nobody's heartbeat; what changes on the card meanwhile is not seen.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from firmware.allocator import Demand
+from firmware.assignments import Assignment, Place
+from firmware.decisions import Decisions, WorkloadDecision
+from firmware.inventory import Inventory
+from firmware.loop import Loop
+from firmware.placer import NoRoom, Placer
+from firmware.profiler import Profiler
+from firmware.workload import Component, Workload, instance_name
+
+CHOICES_A_TURN: Final = 16
+PLANS_LIMIT: Final = 4  # under way at once: each has a copy of the books
+UNTAKEN: Final = "+plan"  # no workload's name has a plus in it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """Where one instance would go: `cnm`, or the reason for each CNM."""
+
+    instance: str
+    component: str
+    cnm: str | None
+    demand: Demand | None  # what would be reserved there
+    reasons: Mapping[str, str]
+
+
+class Imagined(Decisions):
+    """The card's decisions and those that are only thought of. It has no journal, and nothing that
+    would need one."""
+
+    def __init__(self, real: Decisions, workload: Workload) -> None:
+        self.workloads = {**real.workloads, workload.name: WorkloadDecision(workload=workload)}
+        self.assignments = dict(real.assignments)
+        self.pending = set(real.pending)
+
+
+class Planner:
+    """Loop thread only."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        inventory: Inventory,
+        decisions: Decisions,
+        placer: Placer,
+        profiler: Profiler,
+    ) -> None:
+        self._loop = loop
+        self._inventory = inventory
+        self._decisions = decisions
+        self._placer = placer
+        self._profiler = profiler
+        self.under_way = 0
+
+    def plan(self, workload: Workload, done: Callable[[list[Planned]], None]) -> bool:
+        """`done` with every instance, in the order of their placement. False: PLANS_LIMIT are
+        under way already, and `done` is not called."""
+        if self.under_way >= PLANS_LIMIT:
+            return False
+        self.under_way += 1
+        name = workload.name
+        if name in self._decisions.workloads:  # it will be refused; where it would go stays true
+            workload = replace(workload, name=name + UNTAKEN)
+        _Plan(self, workload, name, done).step()
+        return True
+
+    def imagine(self, workload: Workload) -> tuple[Imagined, Placer]:
+        """Copies of the decisions and of the books, with a placer over them."""
+        decisions = Imagined(self._decisions, workload)
+        placer = Placer(self._inventory, decisions, self._profiler)
+        placer.state = self._placer.state.copy()
+        return decisions, placer
+
+    def later(self, call: Callable[[], None]) -> None:
+        self._loop.post(call)
+
+    def place_on(self, cnm: str) -> Place:
+        known = self._inventory.get(cnm)
+        return Place(cnm=cnm, boot_id=known.boot_id if known else b"", generation=0)
+
+
+class _Plan:
+    def __init__(
+        self,
+        planner: Planner,
+        workload: Workload,
+        name: str,
+        done: Callable[[list[Planned]], None],
+    ) -> None:
+        self._planner = planner
+        self._workload = workload
+        self._name = name
+        self._done = done
+        self._decisions, self._placer = planner.imagine(workload)
+        self._left = [
+            (component, index)
+            for component in workload.components
+            for index in range(component.replicas)
+        ]
+        self._left.reverse()  # the next one last
+        self._found: list[Planned] = []
+
+    def step(self) -> None:
+        for _ in range(min(CHOICES_A_TURN, len(self._left))):
+            self._choose(*self._left.pop())
+        if self._left:
+            self._planner.later(self.step)
+            return
+        self._planner.under_way -= 1
+        self._done(self._found)
+
+    def _choose(self, component: Component, index: int) -> None:
+        instance = instance_name(self._workload.name, component.name, index)
+        choice = self._placer.choose(self._workload.name, component, instance)
+        cnm, demand, reasons = None, None, {}
+        if isinstance(choice, NoRoom):
+            reasons = choice.reasons
+        else:
+            cnm = choice
+            assignment = Assignment(
+                instance=instance,
+                workload=self._workload.name,
+                component=component.name,
+                index=index,
+                place=self._planner.place_on(cnm),
+                volumes=tuple(m.name for m in component.volumes if not m.read_only),
+            )
+            self._decisions.assignments[instance] = assignment
+            self._placer.sync(assignment, component)
+            hold = self._placer.state.hold_of(instance)
+            demand = hold.demand if hold is not None else None
+        self._found.append(
+            Planned(
+                instance=instance_name(self._name, component.name, index),
+                component=component.name,
+                cnm=cnm,
+                demand=demand,
+                reasons=reasons,
+            )
+        )
