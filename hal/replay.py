@@ -20,6 +20,7 @@ from hal.errors import HalError, Refused, Unavailable
 from hal.ports import Reactor
 from hal.record_shapes import APART, DONE, LISTENER, PORTS, SHAPES, Shape
 from hal.record_values import decode, encode
+from hal.replay_lines import MEMORY_LIMIT_BYTES, check_line
 
 FILE_LIMIT_BYTES: Final = 64 << 20
 SHOWN: Final = 160  # characters of a call in an error
@@ -62,6 +63,7 @@ class Recording:
         self._openings: list[_Opening] = []
         self._roots: list[Replay] = []
         self.complete = True  # False where the recorder ran into its limit
+        self._memory_bytes = 0
         try:
             if path.stat().st_size > FILE_LIMIT_BYTES:
                 raise Refused(f"{path}: more than {FILE_LIMIT_BYTES} bytes")
@@ -112,22 +114,27 @@ class Recording:
         if "end" in body:
             self.complete = body["end"] == "closed"
             return
+        where = f"{self.path}:{line.number}"
         try:
-            if "open" in body:
-                opening = _Opening(port=str(body["open"]), first=line)
-                if opening.port not in PORTS:
-                    raise Refused(f"{self.path}:{line.number}: unknown port {opening.port!r:.40}")
-                by_root[int(body["n"])] = opening
-                self._openings.append(opening)
-            else:
-                by_root[body["root"]].lines.append(line)
-        except (KeyError, TypeError, ValueError) as exc:
-            raise Refused(f"{self.path}:{line.number}: {exc!r:.60} in {_short(body)}") from exc
+            self._memory_bytes += check_line(body)
+        except Refused as exc:
+            raise Refused(f"{where}: {exc} in {_short(body)}") from exc
+        if self._memory_bytes > MEMORY_LIMIT_BYTES:
+            raise Refused(f"{where}: more than {MEMORY_LIMIT_BYTES} B of memory in all its buffers")
+        if "open" in body:
+            opening = _Opening(port=body["open"], first=line)
+            by_root[body["n"]] = opening
+            self._openings.append(opening)
+            return
+        root = body.get("root")
+        if not isinstance(root, int) or root not in by_root:
+            raise Refused(f"{where}: root {root!r:.40}: no line before it opened that")
+        by_root[root].lines.append(line)
 
     def _parsed(self, number: int, text: bytes) -> Mapping[str, Any]:
         try:
             body = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise Refused(f"{self.path}:{number}: not JSON: {exc}") from exc
         if not isinstance(body, dict):
             raise Refused(f"{self.path}:{number}: want an object, found {_short(body)}")
@@ -170,15 +177,12 @@ class Replay:
     def make(self, described: Any, line: _Line) -> tuple[Any, ...]:
         """The objects that a line hands out."""
         made = []
-        try:
-            for entry in described:
-                shape = SHAPES[entry["kind"]]
-                signal = self._make_signal() if shape.has_handle else None
-                item = _Replayed(self, shape, int(entry["id"]), entry["properties"], signal)
-                self._objects[item.apf_id] = item
-                made.append(item)
-        except (KeyError, TypeError) as exc:
-            raise Refused(f"{self._where(line)}: {exc!r:.60} in {_short(line.body)}") from exc
+        for entry in described:
+            shape = SHAPES[entry["kind"]]
+            signal = self._make_signal() if shape.has_handle else None
+            item = _Replayed(self, shape, entry["id"], entry["properties"], signal)
+            self._objects[item.apf_id] = item
+            made.append(item)
         self._show_ready()
         return tuple(made)
 
@@ -247,7 +251,12 @@ class Replay:
 
     def _store(self, line: _Line, key: str) -> None:
         for change in line.body.get(key, ()):
-            self._objects[change["id"]].apf_store(change["at"], bytes.fromhex(change["hex"]))
+            item, data = self._objects.get(change["id"]), bytes.fromhex(change["hex"])
+            if item is None or not item.apf_store(change["at"], data):
+                raise Refused(
+                    f"{self._where(line)}: {len(data)} B at {change['at']} of object "
+                    f"{change['id']}, which has no such memory"
+                )
 
     def _show_ready(self) -> None:
         body = self._lines[self._at].body if self.left else {}
@@ -294,9 +303,12 @@ class _Replayed:
             return memoryview(self._memory)
         raise AttributeError(f"a replayed {shape.kind} has no {name!r}, only what its port has")
 
-    def apf_store(self, at: int, data: bytes) -> None:
-        """Memory as it was when the next call came."""
+    def apf_store(self, at: int, data: bytes) -> bool:
+        """Memory as it was when the next call came. False for what is outside of it."""
+        if at + len(data) > len(self._memory):
+            return False
         self._memory[at : at + len(data)] = data
+        return True
 
     def apf_ready(self, call: object) -> None:
         """`call` is what is wanted of this object next, if anything is."""

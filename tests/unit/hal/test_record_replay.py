@@ -71,6 +71,10 @@ def both(
     return recorded
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else None
+
+
 def edit(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     change(lines)
@@ -329,7 +333,16 @@ def test_a_call_too_many_is_told(tmp_path: Path) -> None:
     [
         (lambda lines: lines.insert(0, {"recording": 2}), r":1: no recording of version 1"),
         (lambda lines: lines[1].update(open="nothing"), r":2: unknown port 'nothing'"),
-        (lambda lines: lines[2].update(root=99), r":3: KeyError\(99\)"),
+        (lambda lines: lines[2].update(root=99), r":3: root 99: no line before it"),
+        (lambda lines: lines[1]["objects"].pop(), r":2: want the objects cxl of port cxl"),
+        (lambda lines: lines[1]["objects"][0].update(id="1"), r":2: want a number .* as id"),
+        (lambda lines: lines[1]["objects"][0].update(properties=[]), r":2: .*properties of a cxl"),
+        (lambda lines: lines[1]["objects"][0]["properties"].clear(), r":2: want info"),
+        (lambda lines: lines[2].update(args=7), r":3: want an object as args"),
+        (lambda lines: lines[2].update(n=[]), r":3: want a number from 0 on as n"),
+        (lambda lines: lines[2].update(memory=[{"id": 1, "at": -1}]), r":3: .* as at, found -1"),
+        (lambda lines: lines[2].update(done=2), r":3: want one of open, .*found call, done"),
+        (lambda lines: lines[2].update(result=nested(40)), r":3: want at most 32 lists"),
         (lambda lines: lines.__delitem__(slice(1, None)), "nothing was opened"),
     ],
 )
@@ -341,6 +354,43 @@ def test_a_file_that_is_no_recording_is_refused_with_its_line(
     edit(path, change)
     with pytest.raises(Refused, match=error):
         Recording(path)
+
+
+def test_a_file_that_asks_for_endless_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "edu.jsonl"
+    record(path, use_edu, "mock:edu", add_edu)
+
+    def swell(lines: list[dict[str, Any]]) -> None:
+        [buffer] = [
+            item
+            for line in lines
+            for item in line.get("objects", [])
+            if line.get("call") == "dma" and item["kind"] == "dma"
+        ]
+        buffer["properties"]["size_bytes"] = 1 << 62
+
+    edit(path, swell)
+    with pytest.raises(Refused, match="B of memory in all its buffers"):
+        Recording(path)
+
+
+def test_json_nested_without_end_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_bytes(b'{"recording": 1}\n' + b"[" * 200_000)
+    with pytest.raises(Refused, match=":2: not JSON"):
+        Recording(path)
+
+
+def test_memory_outside_of_its_buffer_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "cxl.jsonl"
+    record(path, use_cxl, "mock:mem0", add_cxl)
+    change = {"id": 1, "at": 0, "hex": "00"}
+    edit(path, lambda lines: lines[2].update(memory=[change]))
+    world = VirtualWorld()
+    made, _ = registry(world)
+    port = made.open_cxl(f"replay:{path}")
+    with pytest.raises(Refused, match=":3: 1 B at 0 of object 1"):
+        port.opcodes()
 
 
 def test_a_torn_last_line_is_refused_with_its_line(tmp_path: Path) -> None:
