@@ -27,6 +27,7 @@ CLASS_CXL_MEMORY: Final = "0x050210"  # base class, subclass, interface: CXL 3.1
 PAYLOAD_DEFAULT_BYTES: Final = 256  # the smallest that a mailbox may have
 
 _KIND: Final = re.compile(r"([a-z-]+?)([0-9.]+)")
+_INTEGER: Final = re.compile(r"0x[0-9a-fA-F]{1,16}|[0-9]{1,20}")
 _PCI_FUNCTION: Final = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _DECODER_KINDS: Final = {"root": "root", "port": "switch", "endpoint": "endpoint"}
 
@@ -96,13 +97,13 @@ def memdev_info(path: Path) -> CxlMemdevInfo:
     """From one device's directory. Raises Unavailable when it is not there."""
     if not path.is_dir():
         raise Unavailable(f"{path}: no such memory device")
-    serial = _text(path / "serial")
+    serial = _number(path / "serial", none=-1)
     parent = path.resolve().parent.name
     driver = path / "driver"
     return CxlMemdevInfo(
         name=path.name,
         address=parent if _PCI_FUNCTION.fullmatch(parent) else "",
-        serial=int(serial, 0) if serial else None,
+        serial=serial if serial >= 0 else None,
         firmware_version=_text(path / "firmware_version"),
         payload_max_bytes=_number(path / "payload_max") or PAYLOAD_DEFAULT_BYTES,
         volatile_bytes=_number(path / "ram" / "size"),
@@ -207,7 +208,6 @@ def _text(path: Path) -> str:
 def _number(path: Path, *, none: int = 0) -> int:
     """Decimal or hexadecimal; `none` for no number."""
     text = _text(path)
-    try:
-        return int(text, 0)
-    except ValueError:
+    if not _INTEGER.fullmatch(text):
         return none
+    return int(text, 16 if text.startswith("0x") else 10)

@@ -22,6 +22,7 @@ DEVICES: Final = "bus/pci/devices"
 SLOTS: Final = "bus/pci/slots"
 READ_LIMIT_BYTES: Final = 4096
 _SPEED: Final = re.compile(r"([0-9]{1,3})(?:\.([0-9]))? GT/s")  # "32.0 GT/s PCIe", "Unknown"
+_HEX: Final = re.compile(r"(?:0x)?[0-9a-fA-F]{1,16}")
 _SLOT_AT: Final = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})")
 _SLOT_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _BARS: Final = 6
@@ -140,10 +141,7 @@ def _text(path: Path) -> str:
 
 def _number(path: Path) -> int | None:
     text = _text(path)
-    try:
-        return int(text, 16) if text else None
-    except ValueError:
-        return None
+    return int(text, 16) if _HEX.fullmatch(text) else None
 
 
 def _decimal(path: Path) -> int | None:
@@ -171,12 +169,12 @@ def _link(folder: Path) -> PciLink | None:
     most = _speed(_text(folder / "max_link_speed"))
     if not most:
         return None
-    width = _decimal(folder / "current_link_width") or 0
+    width = max(0, _decimal(folder / "current_link_width") or 0)
     return PciLink(
         speed_mts=_speed(_text(folder / "current_link_speed")),
         width=0 if width == _UNKNOWN_WIDTH else width,
         max_speed_mts=most,
-        max_width=_decimal(folder / "max_link_width") or 0,
+        max_width=max(0, _decimal(folder / "max_link_width") or 0),
     )
 
 
@@ -190,11 +188,10 @@ def _bars(folder: Path) -> tuple[int, ...]:
     """`resource`: a line a BAR, first and last address and flags; zeros for none."""
     sizes = []
     for line in _text(folder / "resource").splitlines()[:_BARS]:
-        parts = line.split()
-        try:
-            first, last = int(parts[0], 16), int(parts[1], 16)
-        except (IndexError, ValueError):
-            first, last = 0, 0
+        parts = line.split()[:2]
+        first, last = 0, 0
+        if len(parts) == 2 and all(map(_HEX.fullmatch, parts)):
+            first, last = (int(part, 16) for part in parts)
         sizes.append(last - first + 1 if last > first else 0)
     return tuple(sizes)
 

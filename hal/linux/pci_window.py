@@ -36,6 +36,7 @@ _BELOW: Final = re.compile(r"[01][0-9a-f]\.[0-7]")
 _BAR: Final = re.compile(r"bar[0-5]")
 _GONE_WORDS: Final = (0, ONES32)
 _VENDOR_GONE: Final = b"\xff\xff"
+_HEX: Final = re.compile(r"(?:0x)?[0-9a-fA-F]{1,16}")
 _FLAG_MEMORY: Final = 0x200  # IORESOURCE_MEM, <linux/ioport.h>
 _FLAG_PREFETCH: Final = 0x2000  # IORESOURCE_PREFETCH
 
@@ -257,12 +258,15 @@ def find_bar(target: str, *, sysfs: Path = SYSFS) -> tuple[Path, int]:
 def bar_of(device: Path, index: int) -> tuple[int, int, int]:
     """Start, size and flags of a BAR, as line `index` of the file `resource` says."""
     try:
-        lines = (device / "resource").read_text().splitlines()
-        start, end, flags = (int(word, 16) for word in lines[index].split())
+        lines = (device / "resource").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError as exc:
         raise hal_error(exc, f"{device.name}: its file resource") from exc
-    except (ValueError, IndexError) as exc:
-        raise Unavailable(f"{device}/resource: line {index} is not START END FLAGS") from exc
+    words = lines[index].split() if index < len(lines) else []
+    if len(words) != 3 or not all(map(_HEX.fullmatch, words)):
+        raise Unavailable(f"{device}/resource: line {index} is not START END FLAGS")
+    start, end, flags = (int(word, 16) for word in words)
+    if end < start:
+        raise Unavailable(f"{device}/resource: line {index} ends before it begins")
     return start, end - start + 1 if end else 0, flags
 
 

@@ -461,3 +461,13 @@ def test_names_are_in_the_order_of_their_numbers(tree: Path) -> None:
 def test_a_spec_that_names_no_memory_device_is_refused(spec: str, world: RealWorld) -> None:
     with pytest.raises(Refused):
         Registry(World(reactor=world.reactor)).open_cxl(spec)
+
+
+@pytest.mark.parametrize("odd", ["0x", "-1", "1_0", "(null)", "9" * 5000, "٣"])
+def test_numbers_that_no_kernel_writes_are_those_that_are_absent(tmp_path: Path, odd: str) -> None:
+    mem = tmp_path / "mem0"
+    for name in ("serial", "payload_max", "label_storage_size", "ram/size", "numa_node"):
+        put(mem / name, odd)
+    info = cxl_sysfs.memdev_info(mem)
+    assert (info.serial, info.payload_max_bytes, info.label_bytes) == (None, 256, 0)
+    assert (info.volatile_bytes, info.numa_node) == (0, -1)

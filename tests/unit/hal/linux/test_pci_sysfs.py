@@ -95,6 +95,16 @@ def test_values_that_make_no_sense_are_absent(sys: Path) -> None:
     assert (drive.bar_bytes, drive.numa_node, drive.link) == ((0, 0), None, None)
 
 
+@pytest.mark.parametrize("odd", ["-1", "1_0", "0x", "٣", "f" * 17])
+def test_numbers_that_no_kernel_writes_are_absent(sys: Path, odd: str) -> None:
+    folder = sys / "bus/pci/devices" / NVME
+    put(folder, revision=odd, subsystem_vendor=odd, current_link_width="-4", max_link_width="-4")
+    put(folder, resource=f"{odd} 0x10 0x0")
+    [_, drive] = pci_sysfs.scan(sys)
+    assert (drive.revision, drive.subsystem_vendor_id, drive.bar_bytes) == (0, 0, (0,))
+    assert drive.link == PciLink(speed_mts=2500, width=0, max_speed_mts=2500, max_width=0)
+
+
 def test_a_host_without_pci_says_so(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="no PCI"):
         pci_sysfs.scan(tmp_path)

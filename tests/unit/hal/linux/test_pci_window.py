@@ -11,6 +11,7 @@ from hal.errors import Absent, DeviceGone, Refused, Unavailable
 from hal.linux.clock import LinuxClock
 from hal.linux.pci_window import (
     BarWindow,
+    bar_of,
     find_bar,
     open_mapped_window,
     open_pci_window,
@@ -155,6 +156,15 @@ def test_a_bar_smaller_than_the_board_says_is_refused_with_both_sizes(tmp_path):
 def test_a_target_that_names_no_bar_is_refused(tmp_path, target):
     with pytest.raises(Refused):
         open_pci_window(target, "a", sysfs=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "0x10 0x1f", "x y z", "-1 0x10 0x200", "0x20 0x10 0x200", "0x1_0 0x20 0x0", "\xff"]
+)
+def test_a_line_of_resource_that_no_kernel_writes_is_told(tmp_path, line):
+    (tmp_path / "resource").write_text(f"{line}\n", encoding="latin-1")
+    with pytest.raises(Unavailable, match="resource: line 0"):
+        bar_of(tmp_path, 0)
 
 
 def test_why_a_device_is_gone_is_what_config_space_says(tmp_path):
