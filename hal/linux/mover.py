@@ -111,7 +111,8 @@ class Mover:
                 done(DeadlinePassed(f"the mover of {self.window} is not up yet"))
 
         if self._up:
-            self._reactor.post(lambda: done(self.pair()))
+            # by then it may have ended, or been closed
+            self._reactor.post(lambda: done(self.failure or self.pair()))
         elif self._process is None or len(self._waiting) >= WAITING_LIMIT:
             error = self.failure or Unavailable(f"the mover of {self.window} is not running")
             self._reactor.post(lambda: done(error))
