@@ -15,6 +15,7 @@ from firmware.images import register_image_methods
 from firmware.inventory import Cnm
 from firmware.journal import JournalError
 from firmware.logs import LogPart
+from firmware.placement_api import PlacementApi
 from firmware.rpc import BUSY, Call, Deferred, MethodTable, Role, RpcError, busy, refused
 from firmware.specs import runtime_of
 from firmware.workload import HOST_IMAGE, Workload
@@ -59,6 +60,7 @@ class Api:
         table.add("events.last_crash", Role.READ, self._show_crash)
         table.add("shutdown", Role.ADMIN, self._shutdown)
         register_image_methods(table, self._card.images)
+        PlacementApi(self._card).register(table)
 
     # --- card and modules ---
 

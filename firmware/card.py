@@ -17,6 +17,7 @@ from firmware.endpoint import Endpoint
 from firmware.events import EventCode, EventLog
 from firmware.fencing import Fencing
 from firmware.garbage import Garbage
+from firmware.history import HistoryKeeper
 from firmware.hostpids import HostPids
 from firmware.images import ImageStore, normal_ref
 from firmware.inventory import Cnm, CnmPorts, CnmState, Inventory
@@ -26,7 +27,9 @@ from firmware.link import Link
 from firmware.logs import InstanceLogs
 from firmware.loop import MS, Loop
 from firmware.monitor import Monitor
+from firmware.placement_views import PlacementViews
 from firmware.placer import Placer
+from firmware.planning import Planner
 from firmware.profiler import Profiler
 from firmware.rebalancer import Rebalancer
 from firmware.reconciler import Reconciler
@@ -164,6 +167,17 @@ class Card:
             self.host,
             self.events,
         )
+        self.history = HistoryKeeper(loop, self.inventory, self.placer)
+        self.planner = Planner(loop, self.inventory, self.decisions, self.placer, self.profiler)
+        self.placement_views = PlacementViews(
+            self.inventory,
+            self.decisions,
+            self.placer,
+            self.monitor,
+            self.history,
+            pending=self.reconciler.placements.pending,
+            wall_ns=ports.wall_ns,
+        )
         self.logs = InstanceLogs(self.inventory, self.decisions)
         self.reconciler.placements.settling = self._settling
         self.garbage = Garbage(
@@ -215,6 +229,7 @@ class Card:
         for cnm in self.inventory:
             self.rebalancer.drain(cnm)
         self.garbage.start()
+        self.history.start()
 
     def _open_slot(self, slot: Slot) -> Cnm:
         ports = self._ports.slots[slot.id]

@@ -97,7 +97,7 @@ class PlacementViews:
     ) -> tuple[Explanation, Demand, frozenset[str]]:
         books = self._placer.state
         needs, pins = self._placer.questions(workload, component, instance)
-        hold = books.hold_of(instance, here) if here is not None else None
+        hold = books.hold_of(instance, here)
         if hold is not None:  # what it has is what was asked for then
             books = books.without(instance)
             needs = [(hold.demand, hold.constraints)]
