@@ -30,6 +30,7 @@ from firmware.monitor import Monitor
 from firmware.placement_views import PlacementViews
 from firmware.placer import Placer
 from firmware.planning import Planner
+from firmware.profile_store import ProfileStore
 from firmware.profiler import Profiler
 from firmware.rebalancer import Rebalancer
 from firmware.reconciler import Reconciler
@@ -83,6 +84,7 @@ class Card:
         self.decisions = Decisions(self.journal, loop, self.events)
         self.inventory = Inventory()
         self.profiler = Profiler(lambda ref: self.images.digest_of(ref))
+        self.profile_store = ProfileStore(loop, self.journal, self.profiler)
         self.placer = Placer(self.inventory, self.decisions, self.profiler)
         self.images = ImageStore(
             ports.blobs,
@@ -125,6 +127,7 @@ class Card:
             board.thresholds,
             agent_lost_ms=lost_ms(board.timing.heartbeat_ms),
             on_loaded=self._on_loaded,
+            on_floor=self.profile_store.hurry,
         )
         self.rebalancer = Rebalancer(
             loop,
@@ -198,6 +201,7 @@ class Card:
         answers requests. Raises JournalError when the journal can't be read."""
         self.journal.load()
         self.decisions.load()
+        self.profile_store.load()
 
         def begun(error: JournalError | None) -> None:
             if error is None:
@@ -218,6 +222,7 @@ class Card:
             self.inventory.add(self._open_slot(slot))
         self.fencing.start()
         self.hardware.start()
+        self.profile_store.start()
         for cnm in self.inventory:
             self.placer.update(cnm)
         self.loop.every(SCAN_NS, self.discovery.scan_cnms)
@@ -428,6 +433,7 @@ class Card:
             return
         self._stopping = True
         self.events.emit(EventCode.CARD_STOPPING, "on request")
+        self.profile_store.save_all()
         placed = (a for a in self.decisions.assignments.values() if a.place is not None)
         waiting = {name for assignment in placed for name in assignment.volumes}
         ended = False

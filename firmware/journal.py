@@ -50,6 +50,7 @@ class Kind(StrEnum):
     VOLUME = "volume"  # by name: last flushed manifest and when
     IMAGE = "image"  # by reference: {"manifest": ...}
     DELETION = "deletion"  # by what is to be deleted; gone when it is done
+    PROFILE = "profile"  # by identity: firmware.profile.Profile; no decision, but an estimate
 
 
 _REQUIRED: Final[Mapping[Kind, Mapping[str, type]]] = {
@@ -60,7 +61,9 @@ _REQUIRED: Final[Mapping[Kind, Mapping[str, type]]] = {
     Kind.VOLUME: {},
     Kind.IMAGE: {"manifest": dict},
     Kind.DELETION: {},
+    Kind.PROFILE: {},
 }
+_ESTIMATES: Final = frozenset({Kind.PROFILE})  # one that can't be read is as good as none
 
 
 class JournalError(Exception):
@@ -205,6 +208,7 @@ class Journal:
         self._failed: str | None = None
         self.commits = 0  # batches acknowledged
         self.refused = 0  # batches not taken or not stored
+        self.dropped = 0  # estimates that could not be read at the start
         self.trace: Callable[[str], None] = lambda _text: None  # of each answer of the store
 
     @property
@@ -219,8 +223,8 @@ class Journal:
 
     def load(self) -> None:
         """Read everything, once, before the loop runs. Raises JournalError and keeps nothing if
-        any record is bad: half of the decisions would be worse than none. Records of a kind that
-        this version does not know are left alone on disk."""
+        any decision is bad: half of them would be worse than none. An estimate that is bad is left
+        out. Records of a kind that this version does not know are left alone on disk."""
         image: dict[Kind, dict[str, bytes]] = {kind: {} for kind in Kind}
         decoded: dict[Kind, dict[str, Record]] = {kind: {} for kind in Kind}
         known = {str(kind): kind for kind in Kind}
@@ -230,9 +234,16 @@ class Journal:
             raise JournalError(f"the store can't be read: {exc}", code="store") from exc
         for record in records:
             kind = known.get(record.kind)
-            if kind is not None and record.value is not None:
+            if kind is None or record.value is None:
+                continue
+            try:
                 decoded[kind][record.key] = decode(kind, record.key, record.value)
-                image[kind][record.key] = record.value
+            except JournalError:
+                if kind not in _ESTIMATES:
+                    raise
+                self.dropped += 1
+                continue
+            image[kind][record.key] = record.value
         self._image, self._decoded = image, decoded
 
     def get(self, kind: Kind, key: str) -> Record | None:

@@ -66,8 +66,10 @@ class Monitor:
         *,
         agent_lost_ms: int,
         on_loaded: Callable[[Cnm], None],
+        on_floor: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_loaded(cnm)` at each report of a module that is above its threshold."""
+        """`on_loaded(cnm)` at each report of a module that is above its threshold; `on_floor()`
+        when a component turned out to need more memory than it reserves."""
         self._loop = loop
         self._decisions = decisions
         self._placer = placer
@@ -76,6 +78,7 @@ class Monitor:
         self._thresholds = thresholds
         self._agent_lost_ms = agent_lost_ms
         self._on_loaded = on_loaded
+        self._on_floor = on_floor
         self._watches: dict[str, _Watch] = {}  # at most one a slot
 
     def forget(self, cnm: Cnm) -> None:
@@ -162,7 +165,8 @@ class Monitor:
         counters = (entry.reading("cpu_us"), entry.reading("io_bytes"), link_bytes)
         reserved_bytes = self._reserved_bytes(cnm, entry.instance)
         memory_bytes = entry.reading("memory_bytes")
-        self._profiler.observe(component, meter, now_ns, counters, memory_bytes, reserved_bytes)
+        if self._profiler.observe(component, meter, now_ns, counters, memory_bytes, reserved_bytes):
+            self._on_floor()
 
     def on_report(self, cnm: Cnm, changed: Iterable[str]) -> None:
         """STATUS: what a module says of its instances; an end for want of memory is learned."""
@@ -176,6 +180,7 @@ class Monitor:
             if component is not None and key not in watch.oom_seen:
                 watch.oom_seen.add(key)
                 self._profiler.on_oom(component, self._reserved_bytes(cnm, instance))
+                self._on_floor()
 
     def _reserved_bytes(self, cnm: Cnm, instance: str) -> int:
         node = self._placer.state.nodes.get(cnm.id)

@@ -8,6 +8,8 @@ from typing import Any
 from firmware.decisions import Decisions
 from firmware.journal import Journal, JournalError, Kind, decode, encode
 from firmware.profile import Profile
+from firmware.profile_histogram import BINS
+from firmware.profiler import Profiler
 from hal.ports import JournalRecord
 from tests.fuzz.reader import Reader, all_keys, edited, json_text
 from tests.fuzz.target import Check, Target
@@ -56,6 +58,23 @@ RECORDS: tuple[tuple[Kind, str, dict[str, Any]], ...] = (
     ),
     (Kind.IMAGE, "nginx:1", {"v": 1, "manifest": IMAGE}),
     (Kind.DELETION, "x", {"v": 1}),
+    (
+        Kind.PROFILE,
+        "ab12 web",
+        {
+            "v": 1,
+            "image": "nginx:1",
+            "name": "web",
+            "first_ns": 1,
+            "seen_ns": 9_000_000_000,
+            "covered_ns": 5_000_000_000,
+            "windows": 3,
+            "floor_bytes": 1 << 20,
+            "ooms": 1,
+            "cpu_milli": {"epoch": 0, "first": 36, "highest": 100, "weights": [256, 0, 3]},
+            "memory_bytes": {"epoch": 0, "first": 8, "highest": 8, "weights": [256]},
+        },
+    ),
 )
 WORDS = all_keys(*(value for _, _, value in RECORDS))
 
@@ -129,9 +148,38 @@ def decisions(_scratch: Path) -> Check:
             for name, value in journal.items(kind).items():
                 if kind is Kind.CNM:
                     bytes.fromhex(str(value.get("boot_id", "")))
-                profile = Profile.from_json(value)
-                if profile is not None:
-                    assert Profile.from_json(profile.to_json()) is not None, name
+                assert kind is not Kind.PROFILE or Profile.from_json(value) or hurt == 9, name
+        return True
+
+    return check
+
+
+def profile(_scratch: Path) -> Check:
+    """A profile's record: whatever it says, what is made of it keeps its bounds."""
+    base = RECORDS[-1][2]
+
+    def check(data: bytes) -> bool:
+        try:
+            record = json.loads(json_text(data, [base], WORDS))
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(record, dict):
+            return False
+        found = Profile.from_json(record)
+        if found is None:
+            return False
+        for index in range(len(found.usage)):
+            assert found.percentile(index, 50) <= found.percentile(index, 90) <= found.peak(index)
+            assert len(found.usage[index].weights) <= BINS
+            upper = found.upper(index)
+            assert upper is None or 0 <= found.lower(index) <= upper
+        table = Profiler()
+        table.load({"x": record}, 0)
+        written = found.to_json()
+        again = Profile.from_json(json.loads(json.dumps(written)))
+        assert again is not None
+        assert again.to_json() == written
+        encode(Kind.PROFILE, "x", written)
         return True
 
     return check
@@ -162,5 +210,13 @@ TARGETS = (
         make=decisions,
         seeds=_seeds,
         max_bytes=256,
+    ),
+    Target(
+        name="profile_record",
+        text="a profile's record of the journal, read as far as it is good",
+        make=profile,
+        seeds=_seeds,
+        words=(*(json.dumps(word).encode() for word in WORDS), b'"weights":[1,2]'),
+        max_bytes=1024,
     ),
 )
