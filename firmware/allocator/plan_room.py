@@ -1,29 +1,31 @@
-"""Make room by moving others: for each want that fits nowhere, the few moves that make it fit.
+"""Make room by moving others: for what fits nowhere, the few moves that make it fit.
 
 For every CNM: which one, two or three of its instances would have to leave for something that
-waits to fit, and can they leave, directly or by a chain? The finds are taken up in the order of
-their gain per move, each one tried on scratch books, with what waits put into the room that came
-free in the order in which it will be offered. That goes on until nothing more is found: planned
-again on its own result, nothing moves.
+waits to fit, and can they leave, directly or by a chain? What a CNM is worth is what of the waiting
+would be put there, in the order in which it will be offered. The finds are taken up in the order of
+what they bring for each move, each one tried on scratch books and taken back when it brings less
+than was thought. That goes on until nothing more is found: planned again on its own result, nothing
+moves.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
 from typing import Final
 
 from firmware.allocator.plan_books import Kind, Room, Sketch
-from firmware.allocator.plan_search import FAR, Reach
-from firmware.allocator.plan_types import Chain, Downtime, Move, Plan, Rules, Want, Weight
+from firmware.allocator.plan_search import Done, Reach
+from firmware.allocator.plan_types import Chain, Downtime, Plan, Rules, Want, Weight
 from firmware.allocator.state import AllocatorState, Hold
 
-CANDIDATES: Final = 10  # instances of one CNM that are looked at in twos and threes
+CANDIDATES: Final = 8  # instances of one CNM that are looked at in twos and threes
 TAKERS: Final = 8  # of what waits, put into one room that came free
+TRIES: Final = 4  # chains for one find
 
 
 @dataclass(frozen=True, slots=True)
 class _Find:
-    """Instances that would have to leave one room, and what that is worth."""
+    """Instances that would have to leave one room, and what is thought to come of it."""
 
     room: Room
     leavers: tuple[Hold, ...]
@@ -34,28 +36,37 @@ class _Find:
 class RoomPlanner:
     """A plan in steps: iterate over `run`, take `plan` when it has ended."""
 
-    def __init__(self, state: AllocatorState, wants: Sequence[Want], rules: Rules) -> None:
+    def __init__(
+        self, state: AllocatorState, wants: Sequence[Want], rules: Rules, why: str = ""
+    ) -> None:
         self.plan = Plan()
         self._sketch = Sketch(state)
         self._rules = rules
+        self._why = why or "makes room for what waits"
         self._reach = Reach(self._sketch, set(rules.pinned), rules.chain)
         self._wants = list(wants)
         self._kinds: list[Kind] = []
-        self._left = [want.count for want in wants]  # of each want, still waiting
-        self._serial = 0
-        self._least_milli = 0
+        self._left = [want.count for want in wants]  # of each want, not promised a room
+        self._takers: dict[int, list[int]] = {}  # room -> wants that would go there
+        self._gains: dict[int, dict[tuple[str, ...], int]] = {}  # room -> who leaves -> worth then
+        self._real: dict[tuple[str, ...], int] = {}  # who leaves -> what it brought, if too little
+        # of each want: its place, processor, memory and least share, to pass over most of them
+        self._quick: list[tuple[int, int, int, int]] = []
 
     def run(self) -> Iterator[None]:
-        """Each step is short: some ten CNMs at most."""
+        """Each step is short: some thirty CNMs at most."""
         yield from self._sketch.read()
         self._kinds = [self._sketch.kind(w.demand, w.constraints) for w in self._wants]
-        self._least_milli = min((_milli(kind) for kind in self._kinds), default=0)
+        for index, kind in enumerate(self._kinds):
+            demand = kind.demand
+            self._quick.append((index, demand.cpu_milli, demand.memory_bytes, _milli(kind)))
         for room in self._sketch.rooms:
-            self._fill(room)
+            self._promise(room)
             yield
         budget = self._rules.budget
         chains: list[Chain] = []
-        while budget > 0 and any(self._left):
+        careful = True  # only what brings nearly what was thought; if that is nothing, anything
+        while budget > 0:
             finds: list[_Find] = []
             self._reach.renew()
             for room in self._sketch.rooms:
@@ -65,52 +76,67 @@ class RoomPlanner:
             for find in finds:
                 if used >= budget:
                     break
-                chain = self._try(find, min(budget - used, self._rules.chain))
+                if used and self._hopes(find) * 4 < find.gain * 3:
+                    continue  # what was done since has changed it: found anew next time
+                chain = self._try(find, min(budget - used, self._rules.chain), careful)
                 if chain is not None:
                     chains.append(chain)
                     used += len(chain.moves)
                 yield
-            if not used:
-                break
             budget -= used
             self.plan = Plan(chains=tuple(chains))
+            if not used and not careful:
+                break
+            careful = used > 0
+            if not careful:
+                self._real.clear()
 
     # --- what waits ---
 
-    def _fill(self, room: Room) -> int:
-        """Put what waits into a room, in the order of the wants; what that is worth."""
-        return sum(self._wants[index].worth for index, _ in self._put(room))
-
-    def _put(self, room: Room) -> list[tuple[int, str]]:
-        put: list[tuple[int, str]] = []
-        if not self._may_take(room):
-            return put
-        for index, kind in enumerate(self._kinds):
-            while self._left[index] and len(put) < TAKERS and room.fits(kind):
-                name = f"\x00{self._serial}"  # no instance has such a name
+    def _fill(self, room: Room) -> list[int]:
+        """The wants that would be put into a room as it is, in the order of the wants, each as
+        often as it is left. Changes nothing."""
+        takers: list[int] = []
+        if not room.open:
+            return takers
+        names: list[str] = []
+        free, left = room.free, self._left
+        largest = max((unit for units in room.units.values() for unit in units), default=0)
+        for index, cpu_milli, memory_bytes, milli in self._quick:
+            if milli > largest or cpu_milli > free[0] or memory_bytes > free[1]:
+                continue
+            kind, taken = self._kinds[index], 0
+            while left[index] > taken and len(takers) < TAKERS and room.fits(kind):
+                name = f"\x00{len(takers)}"  # no instance has such a name
                 if not self._sketch.add(name, room, kind):
                     break
-                self._serial += 1
-                self._left[index] -= 1
-                self._reach.pinned.add(name)
-                put.append((index, name))
-        return put
-
-    def _may_take(self, room: Room) -> bool:
-        """Quick: at least the least share of an accelerator that anything waits for."""
-        if not room.open:
-            return False
-        least = self._least_milli
-        return not least or any(unit >= least for units in room.units.values() for unit in units)
-
-    def _worth(self, room: Room) -> int:
-        """What could be put there, and taken out again."""
-        put = self._put(room)
-        for index, name in put:
+                takers.append(index)
+                names.append(name)
+                taken += 1
+        for name in names:
             room.without(room.holds[name])
+        return takers
+
+    def _forgo(self, room: Room) -> list[int]:
+        """Nothing is promised this room any more; what was."""
+        takers = self._takers.pop(room.index, [])
+        for index in takers:
             self._left[index] += 1
-            self._reach.pinned.discard(name)
-        return sum(self._wants[index].worth for index, _ in put)
+        return takers
+
+    def _promise(self, room: Room) -> int:
+        """Promise the room, as it is, to what would be put there; what that is worth."""
+        takers = self._fill(room)
+        if takers:
+            self._takers[room.index] = takers
+            for index in takers:
+                self._left[index] -= 1
+        worth = self._worth(takers)
+        self._reach.value(room, worth)
+        return worth
+
+    def _worth(self, takers: Sequence[int]) -> int:
+        return sum(self._wants[index].worth for index in takers)
 
     # --- who would have to leave ---
 
@@ -118,76 +144,129 @@ class RoomPlanner:
         """All that could be gained in one room."""
         if not room.open:
             return
-        reach, sketch = self._reach, self._sketch
-        single: list[tuple[int, Hold]] = []
-        seen: set[tuple[object, ...]] = set()
+        reach = self._reach
+        gains = self._gains.setdefault(room.index, {})
+        single: list[tuple[int, int, Hold]] = []
         for hold in list(room.holds.values()):
-            kind = sketch.kind_of(hold)
-            mark = (kind.index, hold.units)
-            if not reach.movable(hold) or (kind.single is None and mark in seen):
+            if not reach.movable(hold):
                 continue
-            seen.add(mark)
-            level = reach.level(room, kind)
-            if level == FAR and most > 1:
+            kind = self._sketch.kind_of(hold)
+            gain = self._gain(room, (hold,), gains)
+            if gain and most > 1 and reach.direct(room, kind) != 0:
                 yield from reach.ways(kind)
-                level = reach.level(room, kind)
-            if level <= most:
-                single.append((level, hold))
-                self._weigh(room, (hold,), level, finds)
+            moves, spoilt = reach.cost(room, kind)
+            if moves > most:
+                continue
+            single.append((moves, spoilt, hold))
+            self._found(_Find(room, (hold,), moves, gain - spoilt), finds)
         yield
-        single.sort(key=lambda item: (item[0], item[1].demand.memory_bytes, item[1].instance))
+        single.sort(key=lambda i: (i[1], i[0], i[2].demand.vector, i[2].instance))
         for size in range(2, most + 1):
             for group in combinations(single[:CANDIDATES], size):
-                moves = sum(level for level, _ in group)
-                if moves <= most:
-                    self._weigh(room, tuple(hold for _, hold in group), moves, finds)
+                moves = sum(item[0] for item in group)
+                spoilt = sum(item[1] for item in group)
+                if moves > most:
+                    continue
+                leavers = tuple(item[2] for item in group)
+                gain = self._gain(room, leavers, gains) - spoilt
+                self._found(_Find(room, leavers, moves, gain), finds)
             yield
 
-    def _weigh(self, room: Room, leavers: tuple[Hold, ...], moves: int, finds: list[_Find]) -> None:
-        for hold in leavers:
-            room.count(hold, -1)
-        gain = self._worth(room)
-        for hold in leavers:
-            room.count(hold, 1)
-        if gain >= self._rules.least_gain * moves:
-            finds.append(_Find(room, leavers, moves, gain))
+    def _found(self, find: _Find, finds: list[_Find]) -> None:
+        """Keep it if it is worth its moves, and was not seen to bring less."""
+        real = self._real.get(_names(find.leavers), find.gain)
+        if min(real, find.gain) >= self._rules.least_gain * find.moves:
+            finds.append(find if real >= find.gain else replace(find, gain=real))
+
+    def _hopes(self, find: _Find) -> int:
+        """What it is thought to bring now."""
+        room, reach = find.room, self._reach
+        spoilt = 0
+        for hold in find.leavers:
+            if room.holds.get(hold.instance) is not hold or hold.instance in reach.pinned:
+                return 0
+            spoilt += reach.cost(room, self._sketch.kind_of(hold))[1]
+        return self._gain(room, find.leavers, self._gains.setdefault(room.index, {})) - spoilt
+
+    def _gain(
+        self, room: Room, leavers: tuple[Hold, ...], known: dict[tuple[str, ...], int]
+    ) -> int:
+        """How much more the room would be worth without them."""
+        names = _names(leavers)
+        gain = known.get(names)
+        if gain is None:
+            before = self._forgo(room)
+            for hold in leavers:
+                room.count(hold, -1)
+            gain = self._worth(self._fill(room)) - self._worth(before)
+            for hold in leavers:
+                room.count(hold, 1)
+            self._takers[room.index] = before
+            for index in before:
+                self._left[index] -= 1
+            known[names] = gain
+        return gain
 
     # --- doing it on paper ---
 
-    def _try(self, find: _Find, most: int) -> Chain | None:
-        """Move on the scratch books; None, and nothing changed, if it brings less than found."""
-        done: list[tuple[Move, Hold]] = []
-        for place, hold in enumerate(find.leavers):
+    def _try(self, find: _Find, most: int, careful: bool) -> Chain | None:
+        """Move on the scratch books; None, and nothing changed, if it brings too little."""
+        done: Done = []
+        if any(
+            find.room.holds.get(hold.instance) is not hold or hold.instance in self._reach.pinned
+            for hold in find.leavers
+        ):
+            return None
+        for place, hold in enumerate(find.leavers[:-1]):
             still = len(find.leavers) - place - 1
-            step = None
-            if find.room.holds.get(hold.instance) is hold and hold.instance not in (
-                self._reach.pinned
-            ):
-                step = self._reach.leave(hold, find.room, most - len(done) - still)
+            step = next(self._reach.leave(hold, find.room, most - len(done) - still), None)
             if step is None:
                 self._reach.undo(done)
                 return None
             done.extend(step)
-        if self._worth(find.room) * find.moves < find.gain * len(done):
-            self._reach.undo(done)  # others are in its place by now: found anew next time
-            return None
-        gain = 0
-        rooms = {find.room.index: find.room}
+        most_gained = 0
+        steps = self._reach.leave(find.leavers[-1], find.room, most - len(done))
+        for step in islice(steps, TRIES):
+            whole = [*done, *step]
+            chain, gain = self._settle(find, whole, careful)
+            if chain is not None:
+                return chain
+            self._reach.undo(step)
+            most_gained = max(most_gained, gain * find.moves // len(whole))
+        self._real[_names(find.leavers)] = most_gained
+        self._reach.undo(done)
+        return None
+
+    def _settle(self, find: _Find, done: Done, careful: bool) -> tuple[Chain | None, int]:
+        """Keep what was done on paper if all the rooms that it changed are worth more now; and by
+        how much they are."""
+        changed = {find.room.index: find.room}
         for move, _ in done:
-            room = self._sketch.by_id[move.source]
-            rooms[room.index] = room
-        for _, room in sorted(rooms.items()):
-            gain += self._fill(room)
-            self._reach.changed(room)
+            for cnm in (move.source, move.target):
+                room = self._sketch.by_id[cnm]
+                changed[room.index] = room
+        rooms = [room for _, room in sorted(changed.items())]
+        before = {room.index: self._forgo(room) for room in rooms}
+        gain = sum(self._promise(room) for room in rooms)
+        gain -= sum(self._worth(takers) for takers in before.values())
+        enough = self._rules.least_gain * len(done)
+        if gain < enough or (careful and gain * 4 * find.moves < find.gain * 3 * len(done)):
+            for room in rooms:
+                self._forgo(room)
+            for room in rooms:
+                self._takers[room.index] = before[room.index]
+                for index in before[room.index]:
+                    self._left[index] -= 1
+                self._reach.value(room, self._worth(before[room.index]))
+            return None, gain
+        for room in rooms:
+            self._gains.pop(room.index, None)
         weights = [self._weight(hold) for _, hold in done]
-        return Chain(
-            moves=tuple(move for move, _ in done),
-            gain=gain,
-            weight=Weight(
-                bytes=sum(w.bytes for w in weights), downtime=max(w.downtime for w in weights)
-            ),
-            why="makes room for what waits",
+        cost = Weight(
+            bytes=sum(w.bytes for w in weights), downtime=max(w.downtime for w in weights)
         )
+        moves = tuple(move for move, _ in done)
+        return Chain(moves=moves, gain=gain, weight=cost, why=self._why), gain
 
     def _weight(self, hold: Hold) -> Weight:
         known = self._rules.weights.get(hold.instance)
@@ -201,10 +280,14 @@ def _milli(kind: Kind) -> int:
     return min((a.milli for a in kind.accelerators), default=0)
 
 
+def _names(leavers: tuple[Hold, ...]) -> tuple[str, ...]:
+    return tuple(hold.instance for hold in leavers)
+
+
 def _order(find: _Find) -> tuple[int, int, int, tuple[str, ...]]:
     """Gain per move (in sixths: exact for one to three), the fewer bytes, the first name."""
     size = sum(hold.demand.memory_bytes for hold in find.leavers)
-    names = tuple(hold.instance for hold in find.leavers)
+    names = _names(find.leavers)
     return (-find.gain * 6 // find.moves, size, find.room.index, names)
 
 

@@ -4,10 +4,14 @@ One move takes an instance to a room that has place for it. Where there is none,
 leaves that room first, for a third one: a chain. A swap is the chain whose third room is the first.
 `Reach` answers from bit masks, one for each kind of instance, with a bit for each room that has
 place for it; only the rooms that a move has changed are asked again.
+
+Some rooms are worth something as they are: what waits will go there. `precious` knows what; a move
+into one of them costs that much. So one open place can be passed on from room to room, each time to
+where more can be made of it.
 """
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeAlias
 
 from firmware.allocator.plan_books import Kind, Room, Sketch
 from firmware.allocator.plan_types import MAX_CHAIN, Move
@@ -15,7 +19,12 @@ from firmware.allocator.state import Hold
 from firmware.allocator.types import WHOLE_MILLI
 
 FAR: Final = MAX_CHAIN + 1  # more moves than any plan may use
-WAYS_KEPT: Final = 12  # other instances that could make room, for each kind
+WAYS_KEPT: Final = 16  # other instances that could make room, for each kind
+WAYS_SEEN: Final = 64
+
+Done: TypeAlias = list[tuple[Move, Hold]]  # moves on paper, and what each one moved
+Cost: TypeAlias = tuple[int, int]  # moves, and what they spoil elsewhere
+UNREACHABLE: Final[Cost] = (FAR, 0)
 
 
 class Reach:
@@ -23,31 +32,48 @@ class Reach:
 
     def __init__(self, sketch: Sketch, pinned: set[str], chain: int) -> None:
         self.sketch, self.pinned, self.chain = sketch, pinned, chain
-        self._where: dict[int, int] = {}  # kind -> mask of rooms that have place for it
-        self._ways: dict[int, list[tuple[Room, Hold]]] = {}  # kind -> who could make room
+        self.precious: dict[int, int] = {}  # room -> what it is worth as it is, if anything
+        self._precious_mask = 0
+        self._where: dict[int, tuple[int, int]] = {}  # kind -> mask of rooms that have place for
+        # it, and how much of `_log` is in it
+        self._log: list[Room] = []  # rooms whose books have changed
+        self._ways: dict[int, list[tuple[Room, Hold, int]]] = {}  # kind -> who could make room
         self._loose: dict[int, list[tuple[Hold, Kind]]] = {}  # room -> who can leave in one move
 
-    # --- one move ---
+    # --- what is known ---
 
     def where(self, kind: Kind) -> int:
         """The rooms that have place for one more of this kind, as a mask."""
-        mask = self._where.get(kind.index)
-        if mask is None:
+        known, end = self._where.get(kind.index), len(self._log)
+        if known is not None and known[1] == end:
+            return known[0]
+        if known is None:
             mask = 0
             for room in self.sketch.rooms:
                 if room.fits(kind):
                     mask |= 1 << room.index
-            self._where[kind.index] = mask
+        else:
+            mask, done = known
+            for room in dict.fromkeys(self._log[done:]):
+                bit = 1 << room.index
+                mask = mask | bit if room.fits(kind) else mask & ~bit
+        self._where[kind.index] = mask, end
         return mask
 
     def changed(self, room: Room) -> None:
         """A room's books have changed."""
-        bit, kinds = 1 << room.index, self.sketch.kinds
-        for index, mask in self._where.items():
-            fits = room.fits(kinds[index])
-            if fits != bool(mask & bit):
-                self._where[index] = mask ^ bit
+        self._log.append(room)
         self._loose.pop(room.index, None)
+
+    def value(self, room: Room, worth: int) -> None:
+        """What a room is worth as it is."""
+        bit = 1 << room.index
+        if worth:
+            self.precious[room.index] = worth
+            self._precious_mask |= bit
+        else:
+            self.precious.pop(room.index, None)
+            self._precious_mask &= ~bit
 
     def renew(self) -> None:
         """Forget what was found out about chains; masks stay right by `changed`."""
@@ -56,6 +82,21 @@ class Reach:
 
     def movable(self, hold: Hold) -> bool:
         return hold.instance not in self.pinned and not self.sketch.kind_of(hold).tied
+
+    # --- how far ---
+
+    def direct(self, room: Room, kind: Kind) -> int | None:
+        """What one move of this kind out of a room would spoil; None when there is none."""
+        mask = self.where(kind) & ~(1 << room.index)
+        if mask & ~self._precious_mask:
+            return 0
+        spoilt: int | None = None
+        while mask:
+            low = mask & -mask
+            mask ^= low
+            worth = self.precious[low.bit_length() - 1]
+            spoilt = worth if spoilt is None else min(spoilt, worth)
+        return spoilt
 
     def loose(self, room: Room) -> list[tuple[Hold, Kind]]:
         """Who could leave this room in one move; one of those that are alike."""
@@ -72,76 +113,88 @@ class Reach:
             self._loose[room.index] = found
         return found
 
-    # --- chains ---
-
     def ways(self, kind: Kind) -> Iterator[None]:
-        """Find out who could make room for this kind, by one move of its own. A step a room."""
-        if kind.index in self._ways:
+        """Find out who could make room for this kind, by one move of its own. A step: 32 rooms."""
+        if kind.index in self._ways or self.chain < 2:
             return
-        found: list[tuple[Room, Hold]] = []
-        milli = kind.single.milli if kind.single is not None else 0
+        found: list[tuple[Room, Hold, int]] = []
         for room in self.sketch.rooms:
             if room.index % 32 == 31:
                 yield
             if not room.open or (not kind.plain and not room.allows(kind)):
                 continue
-            free = room.free
-            for hold, _ in self.loose(room):
-                gives = hold.demand.vector
-                for place, want in kind.vector:
-                    if free[place] + gives[place] < want:
-                        break
-                else:
-                    if milli and not _could_give(room, hold, milli):
-                        continue
-                    room.count(hold, -1)
-                    if room.fits(kind):
-                        found.append((room, hold))
-                    room.count(hold, 1)
-            if len(found) >= 4 * WAYS_KEPT:
+            self._ways_in(room, kind, found)
+            if len(found) >= WAYS_SEEN:
                 break
-        found.sort(key=lambda way: (way[1].demand.memory_bytes, way[0].index, way[1].instance))
+        found.sort(key=lambda way: (way[2], way[1].demand.vector, way[0].index, way[1].instance))
         self._ways[kind.index] = found[:WAYS_KEPT]
 
-    def level(self, room: Room, kind: Kind) -> int:
-        """Moves that it takes to get one of this kind out of a room; FAR when more than a plan may
-        use. Right for chains only after `ways` has been through."""
-        if self.where(kind) & ~(1 << room.index):
-            return 1
-        if self.chain < 2:
-            return FAR
-        if any(other is not room for other, _ in self._ways.get(kind.index, ())):
-            return 2
-        return FAR
+    def _ways_in(self, room: Room, kind: Kind, found: list[tuple[Room, Hold, int]]) -> None:
+        free = room.free
+        for hold, own in self.loose(room):
+            gives = hold.demand.vector
+            for place, want in kind.vector:
+                if free[place] + gives[place] < want:
+                    break
+            else:
+                room.count(hold, -1)
+                fits = room.fits(kind)
+                room.count(hold, 1)
+                spoilt = self.direct(room, own) if fits else None
+                if spoilt is not None:
+                    found.append((room, hold, spoilt))
 
-    def leave(self, hold: Hold, room: Room, most: int) -> list[tuple[Move, Hold]] | None:
-        """Move it out, by at most `most` moves, and keep a record by which they can be undone.
-        None, and nothing changed, when that can't be done."""
+    def cost(self, room: Room, kind: Kind) -> Cost:
+        """Moves that it takes to get one of this kind out of a room, and what they spoil; the
+        cheaper of one move and two. Of chains it knows only after `ways`."""
+        spoilt = self.direct(room, kind)
+        if spoilt == 0:
+            return 1, 0
+        for other, _, lost in self._ways.get(kind.index, ()):
+            if other is not room and (spoilt is None or lost < spoilt):
+                return 2, lost + self.precious.get(other.index, 0)
+        return UNREACHABLE if spoilt is None else (1, spoilt)
+
+    # --- doing it on paper ---
+
+    def leave(self, hold: Hold, room: Room, most: int) -> Iterator[Done]:
+        """Ways to move it out by at most `most` moves, the cheapest first. Each one is done on
+        paper when it is given; whoever does not want it takes it back with `undo`."""
+        if most < 1:
+            return
         kind = self.sketch.kind_of(hold)
-        move = self._step(hold, room, kind, None)
-        if move is not None:
-            return [(move, hold)]
-        if most < 2:
-            return None
-        for other, blocker in self._ways.get(kind.index, ()):
-            if other is room or blocker.instance not in other.holds:
-                continue
-            if blocker.instance in self.pinned:
-                continue
-            first = self._step(blocker, other, self.sketch.kind_of(blocker), room)
-            if first is None:
-                continue
-            second = self._to(hold, room, other)
-            if second is not None:
-                return [(first, blocker), (second, hold)]
-            self.undo([(first, blocker)])
-        return None
+        target = self._best(room, kind, None)
+        cheap = target is not None and target.index not in self.precious
+        if target is not None and cheap:
+            move = self._to(hold, room, target)
+            if move is not None:
+                yield [(move, hold)]
+        if most >= 2:
+            for other, blocker, _ in tuple(self._ways.get(kind.index, ())):
+                held = other.holds.get(blocker.instance)
+                if other is room or held is not blocker or blocker.instance in self.pinned:
+                    continue
+                away = self._best(other, self.sketch.kind_of(blocker), room)
+                first = self._to(blocker, other, away) if away is not None else None
+                if first is None:
+                    continue
+                second = self._to(hold, room, other)
+                if second is not None:
+                    yield [(first, blocker), (second, hold)]
+                else:
+                    self.undo([(first, blocker)])
+        if target is not None and not cheap:
+            move = self._to(hold, room, target)
+            if move is not None:
+                yield [(move, hold)]
 
-    def _step(self, hold: Hold, source: Room, kind: Kind, last: Room | None) -> Move | None:
-        """One move, to the room where it does least harm; `last` only if there is no other."""
+    def _best(self, source: Room, kind: Kind, last: Room | None) -> Room | None:
+        """Where it does least harm; `last` only if there is no other."""
         mask = self.where(kind) & ~(1 << source.index)
         if last is not None and mask != 1 << last.index:
             mask &= ~(1 << last.index)
+        if mask & ~self._precious_mask:
+            mask &= ~self._precious_mask
         best: Room | None = None
         least: tuple[int, int, int] = (0, 0, 0)
         rooms = self.sketch.rooms
@@ -149,10 +202,10 @@ class Reach:
             low = mask & -mask
             mask ^= low
             room = rooms[low.bit_length() - 1]
-            harm = (*_harm(room, kind), room.index)
-            if best is None or harm < least:
+            harm = (self.precious.get(room.index, 0), *_harm(room, kind))
+            if best is None or harm < least:  # equal ones: the first
                 best, least = room, harm
-        return None if best is None else self._to(hold, source, best)
+        return best
 
     def _to(self, hold: Hold, source: Room, target: Room) -> Move | None:
         move = self.sketch.move(hold, source, target)
@@ -162,20 +215,13 @@ class Reach:
             self.changed(target)
         return move
 
-    def undo(self, done: list[tuple[Move, Hold]]) -> None:
+    def undo(self, done: Done) -> None:
         """Take moves back, the last one first."""
         for move, hold in reversed(done):
             self.sketch.undo(move, hold)
             self.pinned.discard(hold.instance)
             self.changed(self.sketch.by_id[move.source])
             self.changed(self.sketch.by_id[move.target])
-
-
-def _could_give(room: Room, hold: Hold, milli: int) -> bool:
-    """Whether a unit of that size could come free by this instance's going. Quick, not exact."""
-    if not hold.units:
-        return any(unit >= milli for units in room.units.values() for unit in units)
-    return True
 
 
 def _harm(room: Room, kind: Kind) -> tuple[int, int]:
