@@ -1,36 +1,28 @@
-"""What is shown of the allocator: `explain`, `plan`, `top` and `heatmap`, one fixed schema each.
-
-Amounts come with their unit: `milli` thousandths of a core or of an accelerator, `bytes`, `mbit`
-Mbit/s, `slots`. What can't be read is null beside "<key>_error" (INTERFACES.md, "JSON").
-"""
+"""What is shown of the allocator: `explain`, `plan`, `top` and `heatmap` (firmware.placement_rows
+has the rows). Reads only."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any, Final
 
-from firmware.allocator import Constraints, Demand
-from firmware.allocator.explain import Explanation, Verdict, explain
 from firmware.allocator.score import CRITERIA
-from firmware.allocator.types import DIMENSIONS
 from firmware.decisions import Decisions
 from firmware.events import iso_ms
 from firmware.history import LEVELS, SERIES, HistoryKeeper
 from firmware.inventory import Cnm, Inventory
 from firmware.monitor import Monitor
-from firmware.occupancy import RESOURCES, Amounts, Shape, occupancy
+from firmware.occupancy import RESOURCES, Amounts, occupancy
+from firmware.placement_rows import (
+    UNMEASURED,
+    amounts_row,
+    demand_row,
+    shape_row,
+    silent_row,
+    verdict_row,
+)
 from firmware.placer import Placer, why_not
-from firmware.planning import Planned
+from firmware.planning import Choice, Planned, explain_choice
 from firmware.workload import Component
 
-UNITS: Final[Mapping[str, str]] = {
-    "cpu": "milli",
-    "memory": "bytes",
-    "nvme": "bytes",
-    "link": "mbit",
-    "nvme_bandwidth": "mbit",
-    "windows": "slots",
-    "accelerators": "milli",
-}
 MEASURED: Final[Mapping[str, str]] = {  # resource -> what telemetry calls its use
     "cpu": "cpu_milli",
     "memory": "memory_bytes",
@@ -73,8 +65,8 @@ class PlacementViews:
         place = assignment.place if assignment else None
         target = assignment.target if assignment else None
         here = place.cnm if place else None
-        found, demand, pins = self._answer(instance, workload, component, here)
-        shown = self._verdicts(found, here, pins)
+        choice = explain_choice(self._placer, workload, component, instance)
+        found = choice.explanation
         return {
             "instance": instance,
             "workload": workload,
@@ -83,83 +75,25 @@ class PlacementViews:
             "target": target.cnm if target else None,
             "ended": ended,
             "waits": here is None and ended is None,
-            "pinned_to": sorted(pins),
-            "demand": demand_row(demand),
+            "pinned_to": sorted(choice.pins),
+            "demand": demand_row(choice.demand),
             "best": found.best,
             "runner_up": found.runner_up,
             "decided_by": found.decided_by,
             "criteria": list(CRITERIA),
-            "cnms": shown,
+            "cnms": self._verdicts(choice, here),
         }
 
-    def _answer(
-        self, instance: str, workload: str, component: Component, here: str | None
-    ) -> tuple[Explanation, Demand, frozenset[str]]:
-        books = self._placer.state
-        needs, pins = self._placer.questions(workload, component, instance)
-        hold = books.hold_of(instance, here)
-        if hold is not None:  # what it has is what was asked for then
-            books = books.without(instance)
-            needs = [(hold.demand, hold.constraints)]
-        answer: Explanation | None = None
-        asked = needs[-1][0]
-        for demand, constraints in needs:
-            answer = explain(books, demand, self._pinned(constraints, pins))
-            if answer.best is not None:
-                asked = demand
-                break
-        assert answer is not None
-        return answer, asked, pins
-
-    def _pinned(self, constraints: Constraints, pins: frozenset[str]) -> Constraints:
-        if not pins:
-            return constraints
-        others = frozenset(self._placer.state.nodes) - pins
-        return replace(constraints, exclude=constraints.exclude | others)
-
-    def _verdicts(
-        self, found: Explanation, here: str | None, pins: frozenset[str]
-    ) -> list[dict[str, Any]]:
-        rows = [self._verdict(v, here, pins) for v in found.verdicts]
+    def _verdicts(self, choice: Choice, here: str | None) -> list[dict[str, Any]]:
+        rows = [verdict_row(v, here, choice.pins) for v in choice.explanation.verdicts]
         known = {row["id"] for row in rows}
         silent = [cnm for cnm in self._inventory if cnm.id not in known]
         return rows + [silent_row(cnm, here) for cnm in silent]
 
-    def _verdict(self, one: Verdict, here: str | None, pins: frozenset[str]) -> dict[str, Any]:
-        reason, remedies = one.reason, [asdict(remedy) for remedy in one.remedies]
-        if pins and one.cnm not in pins:
-            reason = "its volume is in use on " + ", ".join(sorted(pins))
-            for remedy in remedies:
-                if remedy["kind"] == "exclude":
-                    remedy.update(kind="volume", text=f"its volume on {one.cnm}")
-        return {
-            "id": one.cnm,
-            "here": one.cnm == here,
-            "fits": one.fits,
-            "rank": one.rank,
-            "reason": reason,
-            "criteria": dict(zip(CRITERIA, one.criteria, strict=False)),
-            "resources": [
-                {
-                    "resource": line.resource,
-                    "unit": UNITS[line.resource],
-                    "want": line.want,
-                    "free": line.free,
-                    "total": line.total,
-                    "short": line.short,
-                }
-                for line in one.resources
-            ],
-            "accelerators": [asdict(line) for line in one.accelerators],
-            "remedies": remedies,
-            "releases": list(one.releases),
-        }
-
     # --- plan ---
 
-    @staticmethod
-    def planned(found: Sequence[Planned]) -> list[dict[str, Any]]:
-        """A row an instance, in the order of placement."""
+    def planned(self, found: Sequence[Planned]) -> list[dict[str, Any]]:
+        """A row an instance, in the order of placement; `cnms` explains those that go nowhere."""
         return [
             {
                 "instance": item.instance,
@@ -167,6 +101,7 @@ class PlacementViews:
                 "cnm": item.cnm,
                 "demand": demand_row(item.demand) if item.demand is not None else None,
                 "pending": dict(item.reasons),
+                "cnms": self._verdicts(item.why, None) if item.why is not None else [],
             }
             for item in found
         ]
@@ -182,7 +117,7 @@ class PlacementViews:
         return {
             "at": iso_ms(self._wall_ns()),
             "resources": [
-                amounts_row(name, found.card[name], used.get(name, _UNMEASURED))
+                amounts_row(name, found.card[name], used.get(name, UNMEASURED))
                 for name in RESOURCES
             ],
             "cnms_known": len(rows),
@@ -198,7 +133,7 @@ class PlacementViews:
             amounts_row(
                 name,
                 amounts[name],
-                self._used(cnm, MEASURED[name]) if name in MEASURED else _UNMEASURED,
+                self._used(cnm, MEASURED[name]) if name in MEASURED else UNMEASURED,
             )
             for name in RESOURCES
             if name in amounts
@@ -281,64 +216,3 @@ class PlacementViews:
             ],
             "next": cursor + len(page) if cursor + len(page) < len(names) else None,
         }
-
-
-_UNMEASURED: Final = "not measured"
-
-
-def silent_row(cnm: Cnm, here: str | None) -> dict[str, Any]:
-    """A module that has not yet said what it has: no numbers."""
-    return {
-        "id": cnm.id,
-        "here": cnm.id == here,
-        "fits": False,
-        "rank": None,
-        "reason": why_not(cnm) or "it has not said what it is",
-        "criteria": {},
-        "resources": [],
-        "accelerators": [],
-        "remedies": [],
-        "releases": [],
-    }
-
-
-def demand_row(demand: Demand) -> dict[str, Any]:
-    """What an instance reserves, each resource by its name, and the accelerators."""
-    return {
-        "resources": [
-            {"resource": name, "unit": UNITS[name], "want": want}
-            for name, want in zip(DIMENSIONS, demand.vector, strict=True)
-        ],
-        "accelerators": [asdict(item) for item in demand.accelerators],
-    }
-
-
-def shape_row(shape: Shape) -> dict[str, Any]:
-    """One demand of the mix, and how many instances have it."""
-    return {
-        "instances": shape.count,
-        "resources": [
-            {"resource": name, "unit": UNITS[name], "want": want}
-            for name, want in zip(RESOURCES, shape.wants, strict=True)
-        ],
-    }
-
-
-def amounts_row(name: str, amounts: Amounts, used: int | str) -> dict[str, Any]:
-    """One resource; `used` in words is why it is not known."""
-    row: dict[str, Any] = {
-        "resource": name,
-        "unit": UNITS[name],
-        "total": amounts.total,
-        "reserved": amounts.reserved,
-        "used": used if isinstance(used, int) else None,
-        "free": amounts.free,
-        "largest_free": amounts.largest_free,
-        "stranded": amounts.stranded,
-        "fragmented_permille": amounts.fragmented_permille,
-    }
-    if isinstance(used, str):
-        row["used_error"] = used
-    if row["fragmented_permille"] is None:
-        row["fragmented_permille_error"] = "nothing of it is free, or nobody wants it"
-    return row

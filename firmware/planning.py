@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from firmware.allocator import Demand
+from firmware.allocator import Constraints, Demand
+from firmware.allocator.explain import Explanation, explain
 from firmware.assignments import Assignment, Place
 from firmware.decisions import Decisions, WorkloadDecision
 from firmware.inventory import Inventory
@@ -25,13 +26,47 @@ UNTAKEN: Final = "+plan"  # no workload's name has a plus in it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """Where one instance would go: `cnm`, or the reason for each CNM."""
+    """Where one instance would go: `cnm`, or the reason for each CNM. Of the instances of a
+    component that would go nowhere only the first is explained."""
 
     instance: str
     component: str
     cnm: str | None
     demand: Demand | None  # what would be reserved there
     reasons: Mapping[str, str]
+    why: "Choice | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A choice of the placer, explained."""
+
+    explanation: Explanation
+    demand: Demand  # what was asked for; of several the one that found a place, or the least
+    pins: frozenset[str]  # the only modules that it may go to; none: any
+
+
+def explain_choice(placer: Placer, workload: str, component: Component, instance: str) -> Choice:
+    """What `Placer.choose` would say now, and why; an instance that holds something is asked for
+    anew as it was, on the books without it."""
+    books = placer.state
+    needs, pins = placer.questions(workload, component, instance)
+    hold = books.hold_of(instance)
+    if hold is not None:
+        books = books.without(instance)
+        needs = [(hold.demand, hold.constraints)]
+    others = frozenset(books.nodes) - pins if pins else frozenset()
+
+    def ask(demand: Demand, constraints: Constraints) -> Choice:
+        constraints = replace(constraints, exclude=constraints.exclude | others)
+        found = explain(books, demand, constraints)
+        return Choice(explanation=found, demand=demand, pins=pins)
+
+    for demand, constraints in needs[:-1]:
+        choice = ask(demand, constraints)
+        if choice.explanation.best is not None:
+            return choice
+    return ask(*needs[-1])
 
 
 class Imagined(Decisions):
@@ -109,6 +144,7 @@ class _Plan:
         ]
         self._left.reverse()  # the next one last
         self._found: list[Planned] = []
+        self._explained: set[str] = set()
 
     def step(self) -> None:
         for _ in range(min(CHOICES_A_TURN, len(self._left))):
@@ -122,9 +158,12 @@ class _Plan:
     def _choose(self, component: Component, index: int) -> None:
         instance = instance_name(self._workload.name, component.name, index)
         choice = self._placer.choose(self._workload.name, component, instance)
-        cnm, demand, reasons = None, None, {}
+        cnm, demand, reasons, why = None, None, {}, None
         if isinstance(choice, NoRoom):
             reasons = choice.reasons
+            if component.name not in self._explained:
+                self._explained.add(component.name)
+                why = explain_choice(self._placer, self._workload.name, component, instance)
         else:
             cnm = choice
             assignment = Assignment(
@@ -146,5 +185,6 @@ class _Plan:
                 cnm=cnm,
                 demand=demand,
                 reasons=reasons,
+                why=why,
             )
         )
