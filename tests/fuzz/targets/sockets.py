@@ -256,8 +256,16 @@ def _client_acts(
     for _ in range(4):
         if client.closed or wire.handle not in server.reactor.watches:
             break
+        before = _moved(wire, client)
         client.on_ready(Event.READ | (Event.WRITE if client._out else Event(0)))
         server.reactor.settle()
+        if _moved(wire, client) == before:
+            break  # and so it would be the next time
+
+
+def _moved(wire: Wire, client: Connection) -> tuple[int, ...]:
+    """What a turn of the loop changes when there is something to do."""
+    return len(wire.inbox), len(wire.fds), len(client._in), client._out_bytes, len(client._open)
 
 
 class Pipe:
@@ -318,8 +326,11 @@ def local_stream(_scratch: Path) -> Check:
             else:
                 pipe.inbox += b"z" * _size(reader)
             for _ in range(80):
-                if peer.up and (pipe.inbox or peer._unsent):
+                before = len(pipe.inbox), len(peer._unsent)
+                if peer.up and any(before):
                     peer._on_event(Event.READ | Event.WRITE)
+                if (len(pipe.inbox), len(peer._unsent)) == before:
+                    break  # and so it would be the next time
             reactor.settle()
             assert len(peer._pending) <= REQUESTS_LIMIT
             assert len(peer._unsent) <= UNSENT_LIMIT
