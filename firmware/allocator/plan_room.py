@@ -43,7 +43,7 @@ class RoomPlanner:
         self._sketch = Sketch(state)
         self._rules = rules
         self._why = why or "makes room for what waits"
-        self._reach = Reach(self._sketch, set(rules.pinned), rules.chain)
+        self._reach = Reach(self._sketch, set(rules.pinned), rules.chain, self._worth_with)
         self._wants = list(wants)
         self._kinds: list[Kind] = []
         self._left = [want.count for want in wants]  # of each want, not promised a room
@@ -124,6 +124,13 @@ class RoomPlanner:
             self._left[index] += 1
         return takers
 
+    def _again(self, room: Room, takers: list[int]) -> None:
+        """As before `_forgo`."""
+        if takers:
+            self._takers[room.index] = takers
+        for index in takers:
+            self._left[index] -= 1
+
     def _promise(self, room: Room) -> int:
         """Promise the room, as it is, to what would be put there; what that is worth."""
         takers = self._fill(room)
@@ -137,6 +144,17 @@ class RoomPlanner:
 
     def _worth(self, takers: Sequence[int]) -> int:
         return sum(self._wants[index].worth for index in takers)
+
+    def _worth_with(self, room: Room, kind: Kind) -> int:
+        """What a room would be worth with one more of this kind in it; it has place for it."""
+        name = "\x00+"
+        if not self._sketch.add(name, room, kind):
+            return 0
+        before = self._forgo(room)
+        worth = self._worth(self._fill(room))
+        room.without(room.holds[name])
+        self._again(room, before)
+        return worth
 
     # --- who would have to leave ---
 
@@ -201,9 +219,7 @@ class RoomPlanner:
             gain = self._worth(self._fill(room)) - self._worth(before)
             for hold in leavers:
                 room.count(hold, 1)
-            self._takers[room.index] = before
-            for index in before:
-                self._left[index] -= 1
+            self._again(room, before)
             known[names] = gain
         return gain
 
@@ -254,9 +270,7 @@ class RoomPlanner:
             for room in rooms:
                 self._forgo(room)
             for room in rooms:
-                self._takers[room.index] = before[room.index]
-                for index in before[room.index]:
-                    self._left[index] -= 1
+                self._again(room, before[room.index])
                 self._reach.value(room, self._worth(before[room.index]))
             return None, gain
         for room in rooms:

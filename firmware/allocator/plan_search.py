@@ -10,7 +10,7 @@ into one of them costs that much. So one open place can be passed on from room t
 where more can be made of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 from firmware.allocator.plan_books import Kind, Room, Sketch
@@ -30,8 +30,17 @@ UNREACHABLE: Final[Cost] = (FAR, 0)
 class Reach:
     """How many moves each kind needs to leave its room, by the sketch as it is now."""
 
-    def __init__(self, sketch: Sketch, pinned: set[str], chain: int) -> None:
+    def __init__(
+        self,
+        sketch: Sketch,
+        pinned: set[str],
+        chain: int,
+        worth_with: Callable[[Room, Kind], int],
+    ) -> None:
+        """`worth_with(room, kind)`: what a room would be worth with one more of a kind in it."""
         self.sketch, self.pinned, self.chain = sketch, pinned, chain
+        self._worth_with = worth_with
+        self._losses: dict[int, dict[int, int]] = {}  # precious room -> kind -> what it spoils
         self.precious: dict[int, int] = {}  # room -> what it is worth as it is, if anything
         self._precious_mask = 0
         self._where: dict[int, tuple[int, int]] = {}  # kind -> mask of rooms that have place for
@@ -63,11 +72,13 @@ class Reach:
     def changed(self, room: Room) -> None:
         """A room's books have changed."""
         self._log.append(room)
+        self._losses.pop(room.index, None)
         self._loose.pop(room.index, None)
 
     def value(self, room: Room, worth: int) -> None:
         """What a room is worth as it is."""
         bit = 1 << room.index
+        self._losses.pop(room.index, None)
         if worth:
             self.precious[room.index] = worth
             self._precious_mask |= bit
@@ -94,9 +105,20 @@ class Reach:
         while mask:
             low = mask & -mask
             mask ^= low
-            worth = self.precious[low.bit_length() - 1]
-            spoilt = worth if spoilt is None else min(spoilt, worth)
+            lost = self.loss(self.sketch.rooms[low.bit_length() - 1], kind)
+            spoilt = lost if spoilt is None else min(spoilt, lost)
         return spoilt
+
+    def loss(self, room: Room, kind: Kind) -> int:
+        """What a move of this kind into a room spoils there."""
+        worth = self.precious.get(room.index)
+        if worth is None:
+            return 0
+        losses = self._losses.setdefault(room.index, {})
+        lost = losses.get(kind.index)
+        if lost is None:
+            lost = losses[kind.index] = worth - self._worth_with(room, kind)
+        return lost
 
     def loose(self, room: Room) -> list[tuple[Hold, Kind]]:
         """Who could leave this room in one move; one of those that are alike."""
@@ -164,7 +186,7 @@ class Reach:
             return
         kind = self.sketch.kind_of(hold)
         target = self._best(room, kind, None)
-        cheap = target is not None and target.index not in self.precious
+        cheap = target is not None and self.loss(target, kind) == 0
         if target is not None and cheap:
             move = self._to(hold, room, target)
             if move is not None:
@@ -202,7 +224,7 @@ class Reach:
             low = mask & -mask
             mask ^= low
             room = rooms[low.bit_length() - 1]
-            harm = (self.precious.get(room.index, 0), *_harm(room, kind))
+            harm = (self.loss(room, kind), *_harm(room, kind))
             if best is None or harm < least:  # equal ones: the first
                 best, least = room, harm
         return best
