@@ -54,6 +54,8 @@ class Api:
         table.add("workload.remove", Role.OPERATE, self._remove)
         table.add("instance.migrate", Role.OPERATE, self._migrate)
         table.add("instance.logs", Role.READ, self._logs)
+        table.add("profile.list", Role.READ, self._profiles)
+        table.add("profile.show", Role.READ, self._profile)
         table.add("volume.list", Role.READ, lambda _call: self._card.volumes.show())
         table.add("volume.flush", Role.OPERATE, self._flush)
         table.add("events.subscribe", Role.READ, self._subscribe)
@@ -261,6 +263,23 @@ class Api:
 
         self._card.logs.read(name, offset, most, done)
         return answer
+
+    # --- profiles ---
+
+    def _profiles(self, call: Call) -> object:
+        call.params.done()
+        return self._card.profile_views.rows()
+
+    def _profile(self, call: Call) -> object:
+        name = call.params.text("component")
+        call.params.done()
+        rows = self._card.profile_views.show(name)
+        if not rows:
+            raise refused(
+                "unknown_profile",
+                f"nothing that is called {name!r} runs or was measured; see apf profile ls",
+            )
+        return rows
 
     # --- the rest ---
 

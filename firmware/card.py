@@ -31,6 +31,7 @@ from firmware.placement_views import PlacementViews
 from firmware.placer import Placer
 from firmware.planning import Planner
 from firmware.profile_store import ProfileStore
+from firmware.profile_views import ProfileViews
 from firmware.profiler import Profiler
 from firmware.rebalancer import Rebalancer
 from firmware.reconciler import Reconciler
@@ -181,6 +182,7 @@ class Card:
             pending=self.reconciler.placements.pending,
             wall_ns=ports.wall_ns,
         )
+        self.profile_views = ProfileViews(loop, self.decisions, self.placer, self.profiler)
         self.logs = InstanceLogs(self.inventory, self.decisions)
         self.reconciler.placements.settling = self._settling
         self.garbage = Garbage(

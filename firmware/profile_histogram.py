@@ -127,12 +127,12 @@ class Histogram:
         self.highest = min(max(self.highest, other.highest), top)
 
     def shares(self) -> list[tuple[int, int, int]]:
-        """(lowest value, highest value, permille of the weight) of each bin that has weight."""
+        """(lowest value, highest value, millionths of the weight) of each bin that has weight."""
         return [
             (
                 upper_edge(index - 1) + 1 if index else 0,
                 min(upper_edge(index), self.highest),
-                weight * 1000 // self.total,
+                weight * 1_000_000 // self.total,
             )
             for index, weight in enumerate(self.weights, self.first)
             if weight

@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "events": ("tools.commands.events:events_command", "What has happened on the card."),
     "image": ("tools.commands.image:image_group", "Images: import, ls, rm."),
     "volume": ("tools.commands.volume:volume_group", "Volumes: ls, flush."),
+    "profile": ("tools.commands.profile:profile_group", "Measured use and reservations: ls, show."),
     "board": ("tools.commands.board:board_group", "Board files: check."),
     "cxl": ("tools.commands.cxl:cxl_group", "CXL memory devices: ls, show; --record FILE."),
     "decode": ("tools.decode:decode_command", "Decode captured bytes, layer by layer."),
