@@ -10,13 +10,17 @@ _SHORT: Final = 65_536  # bytes read of one file; io.stat of a big host is a few
 
 
 def usage(v2_dir: str, v1: Mapping[str, str]) -> Usage:
-    """From the v2 files where the controller is there, else from the v1 ones."""
+    """From the v2 files where the controller is there, else from the v1 ones. Memory is the working
+    set: without the file cache that was not touched again, which the kernel takes back whenever
+    somebody needs it (as cAdvisor and the kubelet count it). The peak is the kernel's, with it."""
     cpu_us = fields(f"{v2_dir}/cpu.stat").get("usage_usec") if v2_dir else None
     if cpu_us is None and (cpu_ns := number(v1.get("cpuacct"), "cpuacct.usage")) is not None:
         cpu_us = cpu_ns // 1000
     memory = number(v2_dir, "memory.current")
-    if memory is None:
-        memory = number(v1.get("memory"), "memory.usage_in_bytes")
+    if memory is not None:
+        memory -= fields(f"{v2_dir}/memory.stat").get("inactive_file", 0)
+    elif (memory := number(v1.get("memory"), "memory.usage_in_bytes")) is not None:
+        memory -= fields(f"{v1['memory']}/memory.stat").get("total_inactive_file", 0)
     peak = number(v2_dir, "memory.peak")  # Linux 5.19
     if peak is None:
         peak = number(v1.get("memory"), "memory.max_usage_in_bytes")
@@ -25,7 +29,7 @@ def usage(v2_dir: str, v1: Mapping[str, str]) -> Usage:
         pids = number(v1.get("pids"), "pids.current")
     return Usage(
         cpu_us=cpu_us,
-        memory_bytes=memory,
+        memory_bytes=None if memory is None else max(memory, 0),  # two reads, not one
         memory_peak_bytes=peak,
         pids=pids,
         io_bytes=_io_bytes(v2_dir, v1.get("blkio", "")),
