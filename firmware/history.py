@@ -64,26 +64,40 @@ class History:
         self._words = base
         # which step is in a slot: an old one means that the step asked for was never taken
         self._steps = [array("q", [-1]) * level.steps for level in LEVELS]
-        self.last = -1  # newest step of the first level
+        self.last = -1  # newest whole step of the first level
+        self._taken = -1  # the one that is being written
+        self._closing: list[tuple[int, int]] = []  # (level, step)
 
     def begin(self, step: int) -> None:
-        """A new step of the first level, greater than the last; every module that has a row is
-        unknown in it until `note` says otherwise. Steps of coarser levels that are over close."""
+        """A new step of the first level, greater than the last. It counts from `finish` on; till
+        then `write` must be called for every module."""
         assert step > self.last
-        for index in range(1, len(LEVELS)):
-            closed, now = self._at(index, self.last), self._at(index, step)
-            if self.last >= 0 and closed != now:
-                self._close(index, closed)
-        self.last = step
-        self._clear(0, step)
+        self._taken = step
+        self._closing = [
+            (level, self._at(level, self.last))
+            for level in range(1, len(LEVELS))
+            if self.last >= 0 and self._at(level, self.last) != self._at(level, step)
+        ]
 
-    def note(self, cnm: str, values: Sequence[int | None]) -> None:
-        """What a module's series are in the step that was begun."""
+    def write(self, cnm: str, values: Sequence[int | None] | None) -> None:
+        """What a module's series are in the step that was begun, None when there is none of them.
+        Coarser steps that are over are written down from the finer ones."""
         row = self._rows.get(cnm)
         if row is None:
+            if values is None:
+                return
             row = self._rows[cnm] = array("H", [UNKNOWN]) * self._words
-        at = self._slot(0, self.last)
-        row[at : at + len(SERIES)] = array("H", map(_word, values))
+        for level, step in self._closing:
+            at = self._slot(level, step)
+            row[at : at + len(SERIES)] = array("H", self._mean(row, level, step))
+        at = self._slot(0, self._taken)
+        row[at : at + len(SERIES)] = array("H", _NOTHING if values is None else map(_word, values))
+
+    def finish(self) -> None:
+        """The step that was begun is whole."""
+        for level, step in [*self._closing, (0, self._taken)]:
+            self._steps[level][step % LEVELS[level].steps] = step
+        self.last = self._taken
 
     def cnms(self) -> list[str]:
         return sorted(self._rows)
@@ -114,19 +128,6 @@ class History:
 
     def _slot(self, level: int, step: int) -> int:
         return self._bases[level] + step % LEVELS[level].steps * len(SERIES)
-
-    def _clear(self, level: int, step: int) -> None:
-        self._steps[level][step % LEVELS[level].steps] = step
-        at, blank = self._slot(level, step), array("H", [UNKNOWN]) * len(SERIES)
-        for row in self._rows.values():
-            row[at : at + len(SERIES)] = blank
-
-    def _close(self, level: int, step: int) -> None:
-        """Write a coarse step down, from the finer ones."""
-        self._steps[level][step % LEVELS[level].steps] = step
-        at = self._slot(level, step)
-        for row in self._rows.values():
-            row[at : at + len(SERIES)] = array("H", self._mean(row, level, step))
 
     def _step(self, row: "array[int]", level: int, step: int) -> Sequence[int]:
         """One step, closed or still open; UNKNOWN where there is none."""
@@ -163,6 +164,7 @@ class HistoryKeeper:
         self._inventory = inventory
         self._placer = placer
         self._start_ns = loop.now_ns()
+        self._busy = False
 
     def start(self) -> None:
         """One sample now, the others every SAMPLE_MS."""
@@ -183,20 +185,20 @@ class HistoryKeeper:
 
     def _sample(self) -> None:
         step = (self._loop.now_ns() - self._start_ns) // (SAMPLE_MS * MS)
-        if step > self.history.last:
+        if step > self.history.last and not self._busy:
+            self._busy = True
             self.history.begin(step)
-            self._some(step, iter(list(self._inventory)))
+            self._some(iter(list(self._inventory)))
 
-    def _some(self, step: int, cnms: Iterator[Cnm]) -> None:
-        if step != self.history.last:
-            return  # a turn took longer than a step: the rest stays unknown
+    def _some(self, cnms: Iterator[Cnm]) -> None:
         some = list(islice(cnms, CNMS_A_TURN))
         for cnm in some:
-            values = self.values(cnm)
-            if values is not None:
-                self.history.note(cnm.id, values)
+            self.history.write(cnm.id, self.values(cnm))
         if len(some) == CNMS_A_TURN:
-            self._loop.post(lambda: self._some(step, cnms))
+            self._loop.post(lambda: self._some(cnms))
+            return
+        self._busy = False
+        self.history.finish()
 
     def values(self, cnm: Cnm) -> list[int | None] | None:
         """A module's series now, in thousandths; None when it has not said what it is."""

@@ -16,7 +16,7 @@ free. Labels, arch and runtimes do not count: this is about amounts.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from firmware.allocator import AcceleratorDemand, AllocatorState, Demand, Node
 from firmware.allocator.types import DIMENSIONS, WHOLE_MILLI
@@ -24,6 +24,7 @@ from firmware.allocator.units import UnitShortage, choose_units
 
 RESOURCES: Final = (*DIMENSIONS, "accelerators")  # accelerators in thousandths of a unit
 MIX_SHAPES: Final = 16  # of equal demands; the rare ones decide nothing
+_Wanted: TypeAlias = tuple[Sequence[tuple[int, int]], Sequence[AcceleratorDemand]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,11 @@ class Shape:
     wants: tuple[int, ...]
     accelerators: tuple[AcceleratorDemand, ...]
     count: int
+
+    @property
+    def wanted(self) -> list[tuple[int, int]]:
+        """(index in RESOURCES, amount) of what it wants at all."""
+        return [(index, want) for index, want in enumerate(self.wants) if want]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,8 +72,13 @@ def occupancy(state: AllocatorState) -> Occupancy:
     """All modules in the order of their ids."""
     found = Occupancy(mix=mix_of(state.nodes.values()))
     found.card = {name: Amounts() for name in RESOURCES}
+    wanting = [
+        [(place, shape.count) for place, shape in enumerate(found.mix) if shape.wants[index]]
+        for index in range(len(RESOURCES))
+    ]
+    mix = [(shape.wanted, shape.accelerators) for shape in found.mix]
     for cnm, node in sorted(state.nodes.items()):
-        row = found.cnms[cnm] = _node(node, found.mix)
+        row = found.cnms[cnm] = _node(node, mix, wanting)
         for name, amounts in row.items():
             whole = found.card[name]
             whole.total += amounts.total
@@ -97,39 +108,44 @@ def _wants(demand: Demand) -> tuple[int, ...]:
     return (*demand.vector, sum(a.count * a.milli for a in demand.accelerators))
 
 
-def _node(node: Node, mix: Sequence[Shape]) -> dict[str, Amounts]:
+def _node(
+    node: Node, mix: Sequence[_Wanted], wanting: Sequence[Sequence[tuple[int, int]]]
+) -> dict[str, Amounts]:
+    """`wanting`: for each resource the shapes that want it, by their place in the mix."""
     units = [milli for pool in node.free_milli.values() for milli in pool]
     total = (*node.total, len(units) * WHOLE_MILLI)
     reserved = (*node.used, len(units) * WHOLE_MILLI - sum(units))
     free = [0 if node.view.why_not else max(t - r, 0) for t, r in zip(total, reserved, strict=True)]
-    fitting = [_fits(node, shape, free) for shape in mix]
+    barred = [not _fits(node, wants, units_of, free) for wants, units_of in mix]
     found: dict[str, Amounts] = {}
     for index, name in enumerate(RESOURCES):
-        wanted = [
-            (shape, fits) for shape, fits in zip(mix, fitting, strict=True) if shape.wants[index]
-        ]
-        weight = sum(shape.count for shape, _fits_there in wanted)
-        barred = sum(shape.count for shape, fits in wanted if not fits)
-        found[name] = Amounts(
-            total=total[index],
-            reserved=reserved[index],
-            free=free[index],
-            stranded=free[index] if wanted and barred == weight else 0,
-            largest_free=free[index],
-            unusable=free[index] * barred,
-            usable=free[index] * weight,
+        has = free[index]
+        amounts = found[name] = Amounts(
+            total=total[index], reserved=reserved[index], free=has, largest_free=has
         )
+        if has and wanting[index]:
+            weight = sum(count for _place, count in wanting[index])
+            without = sum(count for place, count in wanting[index] if barred[place])
+            amounts.stranded = has if without == weight else 0
+            amounts.unusable = has * without
+            amounts.usable = has * weight
     return found
 
 
-def _fits(node: Node, shape: Shape, free: Sequence[int]) -> bool:
+def _fits(
+    node: Node,
+    wants: Sequence[tuple[int, int]],
+    accelerators: Sequence[AcceleratorDemand],
+    free: Sequence[int],
+) -> bool:
     """By amounts alone."""
-    if any(want > has for want, has in zip(shape.wants, free, strict=True) if want):
-        return False
-    if not shape.accelerators:
+    for index, want in wants:
+        if want > free[index]:
+            return False
+    if not accelerators:
         return True
     try:
-        choose_units(node.free_milli, node.scopes, shape.accelerators)
+        choose_units(node.free_milli, node.scopes, accelerators)
     except UnitShortage:
         return False
     return True

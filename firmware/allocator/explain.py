@@ -106,7 +106,7 @@ def explain(state: AllocatorState, demand: Demand, constraints: Constraints) -> 
     wants = [demand, *(d for name, d in constraints.companions if name not in homes)]
     tries = [RELEASES_TRIED]
     verdicts: list[Verdict] = []
-    for cnm in [*ranked, *sorted(reasons)]:
+    for place, cnm in enumerate([*ranked, *sorted(reasons)], start=1):
         node = state.nodes[cnm]
         lines, units = _lines(node, wants)
         reason = reasons.get(cnm, "")
@@ -119,7 +119,7 @@ def explain(state: AllocatorState, demand: Demand, constraints: Constraints) -> 
                 reason=reason,
                 resources=lines,
                 accelerators=units,
-                rank=None if reason else ranked.index(cnm) + 1,
+                rank=None if reason else place,
                 criteria=scores.get(cnm, ()),
                 remedies=remedies,
                 releases=_releases(state, node, lines, remedies, demand, constraints, tries),
@@ -144,14 +144,10 @@ def _difference(best: Sequence[int], other: Sequence[int]) -> str:
 def _lines(
     node: Node, wants: Sequence[Demand]
 ) -> tuple[tuple[ResourceLine, ...], tuple[AcceleratorLine, ...]]:
+    asked = [sum(column) for column in zip(*(d.vector for d in wants), strict=True)]
     resources = tuple(
-        ResourceLine(
-            resource=name,
-            want=sum(d.vector[index] for d in wants),
-            free=node.free[index],
-            total=node.total[index],
-        )
-        for index, name in enumerate(DIMENSIONS)
+        ResourceLine(resource=name, want=want, free=free, total=total)
+        for name, want, free, total in zip(DIMENSIONS, asked, node.free, node.total, strict=True)
     )
     units = tuple(
         AcceleratorLine(
