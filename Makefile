@@ -16,7 +16,7 @@ packages:
 
 $(STAMP): pyproject.toml setup.py hal/native_build.py | packages
 	test -x $(BIN)/python || $$(command -v $(PYTHON) || echo python3) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,plot]'
 	$(BIN)/python -m compileall -q protocol hal firmware tools
 	touch $@
 

@@ -76,7 +76,7 @@ class Output:
             table.add_column(name.upper(), overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell(value)) for value in row))
-        self._console().print(table)
+        self.console().print(table)
 
     def fields(self, values: Mapping[str, object]) -> None:
         """One thing as `key  value` lines."""
@@ -84,7 +84,8 @@ class Output:
         for key, value in values.items():
             self.print(f"{key:<{width}}  {cell(value)}")
 
-    def _console(self) -> "Console":
+    def console(self) -> "Console":
+        """Where tables, and displays that change, are drawn: stdout."""
         from rich.console import Console
 
         return Console(
