@@ -173,6 +173,8 @@ OPERATIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("instance.logs", {"instance": "shop/web/0", "offset": 0}),
     ("workload.ps", {}),
     ("cnm.show", {"id": "cnm0"}),
+    ("profile.list", {}),
+    ("profile.show", {"component": "web"}),
 )
 
 
