@@ -123,7 +123,13 @@ class Placements:
                 cnm=place.cnm,
                 instance=instance,
             )
-            self._decisions.assign([replace(assignment, place=None, target=None, why="")])
+
+            def decided(good: bool) -> None:
+                if not good:
+                    self._placer.sync(self._decisions.assignments.get(instance), component)
+
+            lost = replace(assignment, place=None, target=None, why="")
+            self._decisions.assign([lost], decided)
             return
         fresh = self.place_on(choice)
         self.assign(

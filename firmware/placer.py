@@ -55,6 +55,7 @@ class Placer:
         self._inventory = inventory
         self._decisions = decisions
         self._profiler = profiler
+        self._late: set[str] = set()  # a decision about them was on its way when a module came
 
     # --- modules ---
 
@@ -70,8 +71,19 @@ class Placer:
 
     def _adopt_all(self, cnm: Cnm) -> None:
         for instance in self._decisions.concerned(cnm.id):
+            if instance in self._decisions.pending:
+                self._late.add(instance)  # the books have what is being decided; see `catch_up`
+                continue
             assignment = self._decisions.assignments[instance]
             self.sync(assignment, self._component(assignment))
+
+    def catch_up(self, instance: str) -> None:
+        """The decision about it has arrived, or was refused."""
+        if instance in self._late:
+            self._late.discard(instance)
+            assignment = self._decisions.assignments.get(instance)
+            if assignment is not None:
+                self.sync(assignment, self._component(assignment))
 
     def set_load(self, cnm: Cnm, cpu_milli: int, memory_bytes: int) -> None:
         """What the module was last measured to use."""

@@ -148,6 +148,7 @@ class Reconciler:
     def _step(self, instance: str) -> None:
         if instance in self._decisions.pending:
             return  # its decision kicks it when it has arrived
+        self._placer.catch_up(instance)
         assignment = self._decisions.assignments.get(instance)
         workload, name, index = split_name(instance)
         record = self._decisions.workloads.get(workload)

@@ -239,3 +239,27 @@ def test_a_workload_removed_in_the_middle_of_a_move_leaves_nothing(after_ms: int
     world.run(2)
     assert world.running() == {}
     assert [module.leftovers() for module in world.modules.values()] == [set()] * 4
+
+
+def test_a_module_that_comes_while_its_instance_is_being_moved_away_leaves_the_books_alone() -> (
+    None
+):
+    world = moving_world(seed=8)
+    card = world.card
+    source = world.where(DB)
+    cnm = card.inventory.get(source)
+    assert cnm is not None
+    capabilities = cnm.capabilities
+    world.modules[source].slot.pull()
+    world.run_until(
+        lambda: DB in card.decisions.pending and card.placer.state.places(DB) != (source,)
+    )
+    deciding = card.placer.state.places(DB)
+    assert source not in deciding
+    cnm.capabilities = capabilities
+    card.placer.state.remove_cnm(source)  # as if this daemon heard of it only now
+    card.placer.update(cnm)
+    assert card.placer.state.places(DB) == deciding
+    world.run_until(lambda: DB not in card.decisions.pending)
+    world.run(1)
+    assert card.placer.state.places(DB) == deciding

@@ -26,6 +26,8 @@ KEPT = [  # (seed, hours, heartbeat_hz, faults)
     (906, 0.25, 1.0, "all"),  # what crashed too often has ended by itself
     (931, 0.25, 1.0, "all"),  # a removal that was refused at once was asked for again at once
     (956, 0.25, 1.0, "all"),  # what started this very moment was not heard of
+    (1354, 0.25, 1.0, "all"),  # a module came while its instances were being moved away
+    (1947, 0.25, 1.0, "all"),  # what rotted was of a batch that nobody had been told of
 ]
 PROGRAM = """
 from tools.sim.run import run_seed
