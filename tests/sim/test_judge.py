@@ -339,6 +339,19 @@ def test_what_was_refused_for_want_of_room_must_not_be_there() -> None:
     assert broken(lambda: store.book.loaded(refused)) == Invariant.PREFIX
 
 
+def test_what_has_rotted_may_be_of_a_batch_that_nobody_was_told_of() -> None:
+    store = Store()
+    unanswered = batch("a")
+    store.book.open.append(unanswered)
+    store.disk.journal.commit(unanswered)
+    restore = store.disk.rot_record("k", "a")
+    found = store.disk.journal.durable["k", "a"]
+    store.book.loaded([JournalRecord(kind="k", key="a", value=found)])
+    restore()
+    store.book.loaded(batch("a"))
+    assert broken(lambda: store.book.loaded(batch())) == Invariant.PREFIX
+
+
 def test_a_damaged_record_is_never_believed(world: World) -> None:
     world.kill_daemon()
     world.disk.rot_record("workload", "shop", at=0)
