@@ -75,7 +75,7 @@ def draw_heatmap(
         axes[-1].xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
         axes[-1].set_xlabel(f"time (UTC), one column is {step_words(step_ms)}")
         bar = figure.colorbar(images[-1], ax=list(axes), extend="max", pad=0.01, aspect=40)
-        bar.set_label("% of what the module has; white and hatched: not known")
+        bar.set_label("% of what the module has; white and hatched: not known, or none of it")
         figure.savefig(path, dpi=DPI, metadata=_metadata(path, title))
 
 

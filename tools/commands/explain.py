@@ -90,8 +90,10 @@ def _headline(found: Mapping[str, Any]) -> str:
 
 def _why(found: Mapping[str, Any]) -> list[str]:
     best, other, by = found["best"], found["runner_up"], found["decided_by"]
-    if best is None:
+    if best is None and found["cnm"] is None:
         return []
+    if best is None:
+        return ["today no module would take it: the card has changed since it was placed"]
     lines = []
     if found["cnm"] is not None and best != found["cnm"]:
         lines.append(f"today it would go to {best}: the card has changed since it was placed")
