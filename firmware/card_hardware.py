@@ -69,6 +69,8 @@ class CardHardware:
         """Stop; twice is fine."""
         if self._sensors is not None:
             self._sensors.close()
+        if self._links is not None:
+            self._links.close()
         if self._cxl is not None:
             self._cxl.close()
 

@@ -3,7 +3,9 @@
 What is behind each slot's port is looked at when something happened there, and every
 `LOOK_EVERY_MS` besides. A link that trained too slow or too narrow works, and is told: it is a bad
 contact or a bad module. Errors are counted by kind, for each slot; what the kernel does about them
-(AER, DPC; PCI Express Base 5.0, 6.2) is told when it begins and how it ended.
+(AER, DPC; PCI Express Base 5.0, 6.2) is told when it begins and how it ended. Of errors that the
+link itself has corrected, a storm is told at its first one and then as a sum now and then: one slot
+must not drown what the others have to tell.
 
 A link that goes down is a detection and never a fence (DESIGN section 4, rule 10).
 """
@@ -23,6 +25,7 @@ from protocol.pcie import parse_function
 
 MS: Final = 1_000_000
 LOOK_EVERY_MS: Final = 10_000  # what no event has told
+CORRECTED_EVERY_MS: Final = 10_000  # between two reports of one slot
 LOOK_SOON_MS: Final = 20  # several events of one change are one look
 LOOK_DEADLINE_MS: Final = 5_000
 DEPTH_LIMIT: Final = 8  # bridges between a function and its slot's port
@@ -68,6 +71,8 @@ class SlotLink:
     contained: bool = False  # DPC holds the link down now
     counts: Counter[PciEventKind] = field(default_factory=Counter)  # at most one for each kind
     changes: int = 0  # of the verdict
+    corrected: int = 0  # errors that the link has corrected, and that were not told yet
+    corrected_ns: int | None = None  # when such were told last
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -145,7 +150,10 @@ class SlotLinks:
             self.elsewhere[event.kind] += event.count
         else:
             link.counts[event.kind] += event.count
-            if event.kind in ERRORS:
+            if event.kind is PciEventKind.AER_CORRECTABLE:
+                link.corrected += event.count
+                self._tell_corrected(link, str(event.address or f"slot {event.slot}"))
+            elif event.kind in ERRORS:
                 self._tell_error(link, event)
             if event.kind is PciEventKind.REMOVED and event.address in link.functions:
                 link.functions = tuple(a for a in link.functions if a != event.address)
@@ -172,6 +180,14 @@ class SlotLinks:
         if event.kind in UNCORRECTED:
             words += self._port_words(link)
         self._report(link, "; ".join(word for word in words if word), event.kind, event.count)
+
+    def _tell_corrected(self, link: SlotLink, where: str) -> None:
+        now_ns, told_ns = self._reactor.now_ns(), link.corrected_ns
+        if told_ns is not None and now_ns - told_ns < CORRECTED_EVERY_MS * MS:
+            return
+        count, link.corrected, link.corrected_ns = link.corrected, 0, now_ns
+        kind = PciEventKind.AER_CORRECTABLE
+        self._report(link, f"{kind.value} at {where}; {count} of them", kind, count)
 
     def _port_words(self, link: SlotLink) -> list[str]:
         """What the port itself says: which errors it has seen, and whether it has contained one."""
@@ -232,6 +248,10 @@ class SlotLinks:
     def _judge(self, link: SlotLink, devices: Mapping[PciAddress, PciDevice]) -> None:
         port = devices.get(link.port)
         children = tuple(d for d in devices.values() if d.parent == link.port)
+        if link.contained:
+            self._port_words(link)  # the kernel may have released it
+        if link.corrected:
+            self._tell_corrected(link, str(link.port))
         had = link.functions
         link.functions = tuple(sorted(child.address for child in children))
         link.slot = next((child.slot for child in children if child.slot), link.slot)
@@ -245,7 +265,8 @@ class SlotLinks:
         if verdict is not link.verdict:
             link.verdict = verdict
             link.changes += 1
-            self._report(link, _words(link), None, 1)
+            more = self._port_words(link) if verdict is LinkVerdict.DOWN else []
+            self._report(link, "; ".join([_words(link), *more]), None, 1)
 
     def _report(self, link: SlotLink, text: str, error: PciEventKind | None, count: int) -> None:
         self._on_report(

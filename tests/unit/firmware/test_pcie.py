@@ -150,11 +150,12 @@ def test_errors_are_counted_for_the_slot_that_they_are_behind() -> None:
     host.run(100)
     assert host.slots.links["cnm0"].counts[PciEventKind.AER_CORRECTABLE] == 9
     assert host.slots.links["cnm1"].counts == {PciEventKind.AER_NONFATAL: 1}
+    host.run(20_000)
     told = [(r.cnm, r.error, r.count) for r in host.reports if r.error is not None]
     assert told == [
         ("cnm0", PciEventKind.AER_CORRECTABLE, 7),
-        ("cnm0", PciEventKind.AER_CORRECTABLE, 2),
         ("cnm1", PciEventKind.AER_NONFATAL, 1),
+        ("cnm0", PciEventKind.AER_CORRECTABLE, 2),
     ]
 
 
@@ -168,10 +169,37 @@ def test_a_port_that_contains_an_error_is_seen_to_hold_its_link_down() -> None:
     assert link.contained
     assert link.counts[PciEventKind.DPC] == 1
     assert "DPC holds the link down (err_fatal)" in host.reports[-1].text
+    host.run(20_000)
+    assert link.contained, "as long as it is so"
     port.config[0x108] = 0  # the kernel has released it
-    host.modules["cnm0"].error(PciEventKind.AER_NONFATAL)
-    host.run(100)
+    host.run(20_000)
     assert not link.contained
+    assert link.counts[PciEventKind.DPC] == 1
+
+
+def test_a_storm_of_errors_that_are_corrected_is_a_few_reports_with_their_sum() -> None:
+    host = Host()
+    for _ in range(3_000):
+        host.modules["cnm0"].error(PciEventKind.AER_CORRECTABLE, 7)
+        host.run(10)
+    host.modules["cnm1"].error(PciEventKind.AER_CORRECTABLE)
+    host.run(20_000)
+    told = [(r.cnm, r.count) for r in host.reports if r.error is PciEventKind.AER_CORRECTABLE]
+    storm = [count for cnm, count in told if cnm == "cnm0"]
+    assert 3 <= len(storm) <= 5
+    assert sum(storm) == 21_000
+    assert ("cnm1", 1) in told
+
+
+def test_a_link_that_is_held_down_says_by_what_though_nobody_told_an_error() -> None:
+    host = Host()
+    port = host.ports["cnm0"]
+    port.config[0x100 : 0x100 + len(DPC_TRIGGERED)] = DPC_TRIGGERED
+    port.train(0, 0)
+    host.run(100)
+    assert host.slots.links["cnm0"].contained
+    assert host.reports[-1].verdict is LinkVerdict.DOWN
+    assert "DPC holds the link down (err_fatal)" in host.reports[-1].text
 
 
 def test_what_is_behind_no_slot_is_counted_apart() -> None:
