@@ -53,6 +53,7 @@ class Slot:
         self.stuck_off = False  # fault: power-good never comes
         self.slowness = 1  # fault C4: what its runtime does takes so many times as long
         self.init_death_is_power_loss = True  # as on the local board: the init is the CNM's PID 1
+        self.on_power: Callable[[bool], None] = lambda _good: None  # what hangs on its power
         self._listeners: list[Callable[[SlotState], None]] = []
 
     @property
@@ -85,6 +86,7 @@ class Slot:
             self.power_good = True
             self.boots += 1
             self.kernel.note(self.id, "power_on", str(self.boots))
+            self.on_power(True)
             self.kernel.programs.launch(
                 self.program, node=self.init_node, slot=self, on_exit=self._init_ended
             )
@@ -140,6 +142,7 @@ class Slot:
             return
         self.power_good = False
         self.kernel.note(self.id, why)
+        self.on_power(False)
         self.kernel.on_change("dark", self)
         for handle in self.kernel.programs.of_slot(self):
             self.kernel.kill(handle.launch.node.name)

@@ -22,8 +22,22 @@ COUNTS = {"L": 18, "B": 8, "P": 7, "C": 9, "S": 8, "T": 5, "E": 6, "D": 6, "N": 
 MODELLED = [name for name, fault in FAULTS.items() if fault.inject is not None]
 BY_LOT = {"S2", "S3"}  # what a power cut takes along is the disk's to draw: each time, or not
 SEEDS = 2  # worlds for each fault, one with power fences and one with leases only
-SEVERAL_WAYS = {"B8", "C1", "C7", "D6", "E6", "L8", "L17", "P7", "S5", "T2", "T5", "X2"}  # so, more
-NOT_MODELLED = ["P4", "P5", "P6", "E4"]
+SEVERAL_WAYS = {
+    "B8",
+    "C1",
+    "C7",
+    "D6",
+    "E4",
+    "E6",
+    "L8",
+    "L17",
+    "P7",
+    "S5",
+    "T2",
+    "T5",
+    "X2",
+}  # so, more
+NOT_MODELLED: list[str] = []
 HERE = [name for name in MODELLED if FAULTS[name].fits(BOARD)]  # what a small mock board has
 
 

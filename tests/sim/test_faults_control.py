@@ -14,16 +14,20 @@ from hal.mock.disk import Disk
 from hal.mock.kernel import VirtualKernel
 from hal.mock.line import MockLine
 from hal.mock.line_faults import LineFaults, Pieces
+from hal.mock.pci_device import PciModel
 from hal.mock.slot import Slot
+from hal.mock.smbus_fans import Emc2305, Max31790
 from hal.mock.window import MockWindowPair
 from tools.sim.documents import component, volume, workload
 from tools.sim.faults import FAULTS, Site
-from tools.sim.world import SECOND, World
+from tools.sim.pcie import SlotFabric
+from tools.sim.run import sim_board
+from tools.sim.world import BOARD, SECOND, World
 
 WATCHED_S = 10
 HARMLESS = [f"L{number}" for number in range(1, 19)] + [
     *("P1", "P2", "P3", "C1", "C2", "C3", "C5", "C6", "S5", "S6", "S7", "S8"),
-    *("T2", "E2", "D4", "X1", "X2", "X5"),
+    *("T2", "E2", "D4", "X1", "X2", "X5", "P4", "P5", "P6", "E4"),
 ]
 
 
@@ -47,9 +51,13 @@ def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
         (MockWindowPair, "cut"),
         (MockWindowPair, "all_ones"),
         *((Slot, name) for name in ("pull", "lose_power", "reboot")),
+        *((SlotFabric, name) for name in ("hold_down", "contain", "status", "tell")),
+        (PciModel, "error"),
     ]
     for owner, name in harmless:
         monkeypatch.setattr(owner, name, nothing)
+    for fans in (Emc2305, Max31790):
+        monkeypatch.setattr(fans, "rpm", lambda _self, _fan: 9_000)
     never: Callable[[Any], bool] = lambda _self: False  # noqa: E731
     for name in ("fail_sync", "read_only", "full", "fail_reads"):
         monkeypatch.setattr(Disk, name, property(never, nothing), raising=False)
@@ -57,7 +65,8 @@ def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_a_fault_without_its_effect_is_not_seen(name: str) -> None:
-    world = World(1, slots=3)
+    board = BOARD if FAULTS[name].fits(BOARD) else sim_board("rev_a")
+    world = World(1, slots=3, board=board)
     world.boot()
     world.submit(workload("shop", component(replicas=4), component("db", volumes=[volume()])))
     world.settle()

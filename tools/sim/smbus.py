@@ -35,6 +35,7 @@ class SimSmbus:
         self.buses: dict[str, MockSmbusBus] = {}
         self.models: dict[str, Model] = {}
         self.devices: tuple[Device, ...] = (*hardware.devices, *slot_devices)
+        self.worn: set[str] = set()  # fans that turn too slowly (fault E4)
         by_segment: dict[str, MockSmbusBus] = {}
         for segment in hardware.segments:
             bus = MockSmbusBus(kernel, segment.id, clock_khz=segment.clock_khz)

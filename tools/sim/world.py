@@ -41,6 +41,7 @@ from hal.mock.unix_server import MockUnixSocket
 from hal.service_ports import PeerCredentials
 from tools.sim.judge import Judge
 from tools.sim.module import SimModule
+from tools.sim.pcie import SimPcie
 from tools.sim.smbus import SimSmbus
 
 SECOND: Final = 1_000_000_000
@@ -102,6 +103,7 @@ class World:
             slot.id: SimModule(self.kernel, self.board, slot) for slot in self.board.slots
         }
         self.smbus = self._smbus()
+        self.pcie = self._pcie()
         self.judge = Judge(self.kernel, self.disk, self.components, self.board)
         self.judge.card = lambda: self.card_or_none
         self.judge.control = lambda: self.control
@@ -123,6 +125,12 @@ class World:
             return None
         devices = [device for slot in self.board.slots for device in slot.devices]
         return SimSmbus(self.kernel, self.board.hardware, devices)
+
+    def _pcie(self) -> SimPcie | None:
+        """Of a board whose slots have ports."""
+        if not any(slot.pcie is not None for slot in self.board.slots):
+            return None
+        return SimPcie(self.kernel, self.board.slots, self.modules)
 
     @property
     def start_error(self) -> str | None:
@@ -181,7 +189,8 @@ class World:
                 runc_roots={},
                 wall_ns=node.clock.wall_ns,
                 hardware=HardwarePorts(
-                    smbus=partial(self.smbus.open, node) if self.smbus is not None else None
+                    smbus=partial(self.smbus.open, node) if self.smbus is not None else None,
+                    pci=self.pcie.open(node) if self.pcie is not None else None,
                 ),
             ),
             safe_mode=False,

@@ -1,18 +1,17 @@
 """P1 to P7: the fabric.
 
-There is no firmware yet that reads PCIe's own registers, so what breaks only there is not modelled.
-What is: a module that is pulled out, and the window with its doorbells, which is all that the
-fabric is to the firmware of today.
+What the fabric is to any card: a module that is pulled out, and the window with its doorbells. What
+only PCI Express tells (P4 to P6) is in `pcie.py`.
 """
 
 from typing import Final
 
 from hal.mock.window import MockWindowPair
 from tools.sim.faults.evidence import agent_window, cnm_of, events_since
+from tools.sim.faults.pcie import PCIE_FAULTS
 from tools.sim.faults.types import MS, Fault, Injection, Site, injection, span_ns
 from tools.sim.module import SimModule
 
-NO_PCIE: Final = "the cards of the simulator have no PCIe functions; tests/unit and make hil do"
 FLAP_LEAST_S: Final = 0.55  # longer than the window's poll: it then has written into the gap
 STORM_PERIOD_NS: Final = 200_000
 PRINTED: Final = 64  # lines
@@ -61,15 +60,27 @@ def _flap(site: Site) -> Injection | None:
         return None
     pair = module.window
     before = _lost_writes(pair) + pair.lost
-    pair.cut()
+    fabric = site.world.pcie.fabrics[module.id] if site.world.pcie is not None else None
+    name = f"P1 {site.world.kernel.now_ns}"
+    if fabric is not None:
+        fabric.hold_down(name)
+    else:
+        pair.cut()
     provoke(site, module)
+
+    def heal() -> None:
+        if fabric is not None:
+            fabric.let_go(name)
+        else:
+            pair.cut(False)
+
     return injection(
         site,
         "P1",
         f"{module.id}: the fabric is cut and back",
         lambda: _lost_writes(pair) + pair.lost > before,
         cnm=module.id,
-        heal=lambda: pair.cut(False),
+        heal=heal,
         lasts_ns=span_ns(site, FLAP_LEAST_S, 0.95),
     )
 
@@ -163,16 +174,10 @@ def _doorbell(site: Site) -> Injection | None:
     )
 
 
-def _missing(fault_id: str, text: str, why: str) -> Fault:
-    return Fault(id=fault_id, text=text, inject=None, not_modelled=why)
-
-
 FABRIC_FAULTS: Final = (
     Fault(id="P1", text="the fabric's link goes down and is up again within 1 s", inject=_flap),
     Fault(id="P2", text="a module is pulled out", inject=_pull),
     Fault(id="P3", text="reads of the window give all ones", inject=_all_ones),
-    _missing("P4", "a storm of correctable AER errors", NO_PCIE),
-    _missing("P5", "a non-fatal AER error", NO_PCIE),
-    _missing("P6", "a fatal AER error, and downstream port containment", NO_PCIE),
+    *PCIE_FAULTS,
     Fault(id="P7", text="doorbells are lost, or storm", inject=_doorbell),
 )

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from firmware.board_types import Board
 from hal.mock.instance import MockInstance
+from hal.mock.smbus_fans import Emc2305, Max31790
 from hal.ports import ExitReason, InstanceExit
 from tools.sim.faults.evidence import (
     agent_endpoint,
@@ -16,6 +18,7 @@ from tools.sim.faults.evidence import (
 from tools.sim.faults.northbound import Client
 from tools.sim.faults.types import MS, Fault, Injection, Site, injection, span_ns
 from tools.sim.module import SimModule
+from tools.sim.smbus import make_good
 from tools.sim.world import DAEMON
 
 HOT_MDEGC: Final = 115_000
@@ -136,6 +139,44 @@ def _sensor(site: Site) -> Injection | None:
     )
 
 
+def _fan(site: Site) -> Injection | None:
+    """It stands still, or its bearing is worn and it turns too slowly."""
+    smbus = site.world.smbus
+    fans = [] if smbus is None else [d for d in smbus.devices if d.role == "fan"]
+    if smbus is None or not fans or site.world.card_or_none is None:
+        return None
+    device = site.rng.choice(fans)
+    model, channel = smbus.models[device.id], device.numbers["channel"]
+    assert isinstance(model, Emc2305 | Max31790)
+    if channel in model.stalled or device.id in smbus.worn:
+        return None
+    later = events_since(site.world)
+    slow = site.rng.random() < 0.5
+    if slow:
+        smbus.worn.add(device.id)
+        model.full_rpm[channel] = device.numbers["rpm_low"] * 3 // 4
+    else:
+        model.stalled.add(channel)
+
+    def heal() -> None:
+        smbus.worn.discard(device.id)
+        model.stalled.discard(channel)
+        make_good(device, model)
+
+    return injection(
+        site,
+        "E4",
+        f"{device.id} {'turns too slowly' if slow else 'stands still'}",
+        lambda: any(event.text.startswith(f"{device.id}: ") for event in later("sensor.limit")),
+        heal=heal,
+        lasts_ns=span_ns(site, 5.0, 60.0),
+    )
+
+
+def has_fans(board: Board) -> bool:
+    return any(device.role == "fan" for device in board.hardware.devices)
+
+
 def _restarted(site: Site) -> list[tuple[SimModule, str, MockInstance]]:
     """What runs and is started again when it dies."""
     world = site.world
@@ -225,8 +266,9 @@ ENVIRONMENT_FAULTS: Final = (
     Fault(
         id="E4",
         text="a fan fails",
-        inject=None,
-        not_modelled="there is no fan firmware yet",
+        inject=_fan,
+        fits=has_fans,
+        fits_not="this board has no fans; rev_a has",
     ),
     Fault(id="E5", text="memory runs out", inject=_out_of_memory),
     Fault(id="E6", text="descriptors run out", inject=_no_descriptors),
