@@ -111,6 +111,18 @@ class Room:
         except UnitShortage:
             return None
 
+    def largest(self) -> int:
+        """The largest free share of any accelerator."""
+        return max((unit for units in self.units.values() for unit in units), default=0)
+
+    def would_have(self, hold: Hold, milli: int) -> bool:
+        """Whether one of the units of an instance would have that much free without it."""
+        for unit in hold.units:
+            units = self.units.get((unit.kind, unit.model), [])
+            if unit.index < len(units) and units[unit.index] + unit.milli >= milli:
+                return True
+        return False
+
     def count(self, hold: Hold, sign: int) -> None:
         """Take it into account (1), or out of it again (-1)."""
         free = self.free

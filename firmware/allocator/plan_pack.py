@@ -7,19 +7,92 @@ Both give moves in order, each with the units that it is to get; they change not
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import isqrt
+from typing import Final
 
-from firmware.allocator.plan_room import plan_room
-from firmware.allocator.plan_types import Move, Rules, Want
+from firmware.allocator.plan_books import Sketch
+from firmware.allocator.plan_room import RoomPlanner, plan_room
+from firmware.allocator.plan_search import Reach
+from firmware.allocator.plan_types import MAX_CHAIN, Move, Plan, Rules, Want
 from firmware.allocator.state import AllocatorState
+
+HORIZON: Final = 200  # requests that a tidy-up is to be good for
+WHOLE: Final = 1000  # of what `Tidier` weighs by: a request that comes for certain
+REST_CALLS: Final = 50  # for so many calls a moved instance stays where it is
 
 
 def rebalance(state: AllocatorState, wants: Sequence[Want], budget: int) -> tuple[Move, ...]:
-    """At most `budget` moves after which some of `wants` fit. Nothing is moved for nothing."""
-    return plan_room(state, wants, Rules(budget=budget)).moves
+    """At most `budget` moves after which some of `wants` fit. Nothing is moved for nothing.
+
+    Two plans, one that fills rooms by worth and one by turn; the one is kept whose outcome is
+    better when everything is offered in turn, wherever it fits."""
+    rules = Rules(budget=budget)
+    plans = [
+        plan_room(state, wants, replace(rules, largest_first=first)) for first in (True, False)
+    ]
+    return max(plans, key=lambda plan: (outcome(state, plan, wants), -len(plan.moves))).moves
 
 
-def migrate(state: AllocatorState, mix: Sequence[Want], budget: int) -> tuple[Move, ...]:
-    """At most `budget` moves after which more of the usual requests would fit. `mix` has what was
-    asked for of late: `count` is how often, `worth` what one is worth (say, milli-units)."""
-    wants = [want for want in mix if want.count > 0]
-    return plan_room(state, wants, Rules(budget=budget)).moves
+def outcome(state: AllocatorState, plan: Plan, wants: Sequence[Want]) -> int:
+    """What of the wants would fit after a plan, by its worth, offered one after the other."""
+    sketch = Sketch(state)
+    for _ in sketch.read():
+        pass
+    for move in plan.moves:
+        source, target = sketch.by_id[move.source], sketch.by_id[move.target]
+        if sketch.move(source.holds[move.instance], source, target) is None:
+            return -1
+    reach = Reach(sketch, set(), 1, lambda room, kind: 0)
+    worth = 0
+    for turn, want in enumerate(wants):
+        kind = sketch.kind(want.demand, want.constraints)
+        for number in range(want.count):
+            room = reach.best(None, kind)
+            if room is None or not sketch.add(f"\x00{turn}/{number}", room, kind):
+                break
+            reach.changed(room)
+            worth += want.worth
+    return worth
+
+
+class Tidier:
+    """Moves ahead of time. It remembers who was moved of late, and nothing else."""
+
+    def __init__(self, *, least_gain: int = 1, horizon: int = HORIZON) -> None:
+        """`least_gain` in the unit of the mix's worth."""
+        self._least_gain, self._horizon = least_gain, horizon
+        self._rest: dict[str, int] = {}  # instance -> calls until it may move again
+
+    def migrate(self, state: AllocatorState, mix: Sequence[Want], budget: int) -> tuple[Move, ...]:
+        """At most `budget` moves, towards room for what is usually asked for. `mix` has what was
+        asked for of late: `count` is how often, `worth` what one is worth (say, its milli-units).
+        A chain may be longer than the budget: then this is its beginning."""
+        self._rest = {name: calls - 1 for name, calls in sorted(self._rest.items()) if calls > 1}
+        rules = Rules(
+            budget=max(budget, MAX_CHAIN),
+            pinned=frozenset(self._rest),
+            largest_first=True,
+            least_gain=self._least_gain,
+        )
+        planner = RoomPlanner(state, expected(mix, self._horizon), rules)
+        for _ in planner.run():
+            if planner.plan.chains:
+                break
+        moves = planner.plan.moves[:budget]
+        for move in moves:
+            self._rest[move.instance] = REST_CALLS
+        return moves
+
+
+def expected(mix: Sequence[Want], horizon: int) -> list[Want]:
+    """For what it would be good to have room: of each request the more the more often it comes, in
+    the manner of its fluctuation; what seldom comes counts by its chance."""
+    total = max(1, sum(want.count for want in mix))
+    wants: list[Want] = []
+    for want in mix:
+        milli = WHOLE * horizon * want.count // total  # thousandths of a request to come
+        worth = want.worth * min(milli, WHOLE) // WHOLE
+        if worth > 0:
+            wants.append(replace(want, count=max(1, isqrt(milli // WHOLE)), worth=worth))
+    return wants

@@ -10,6 +10,7 @@ moves.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from itertools import combinations, islice
 from typing import Final
 
@@ -18,7 +19,7 @@ from firmware.allocator.plan_search import Done, Reach
 from firmware.allocator.plan_types import Chain, Downtime, Plan, Rules, Want, Weight
 from firmware.allocator.state import AllocatorState, Hold
 
-CANDIDATES: Final = 8  # instances of one CNM that are looked at in twos and threes
+CANDIDATES: Final = 6  # instances of one CNM that are looked at in twos and threes
 TAKERS: Final = 8  # of what waits, put into one room that came free
 TRIES: Final = 4  # chains for one find
 
@@ -33,6 +34,15 @@ class _Find:
     gain: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Wants that are alike."""
+
+    kind: Kind
+    worth: int
+    turns: list[int]  # when each of them is offered; the least first
+
+
 class RoomPlanner:
     """A plan in steps: iterate over `run`, take `plan` when it has ended."""
 
@@ -45,21 +55,18 @@ class RoomPlanner:
         self._why = why or "makes room for what waits"
         self._reach = Reach(self._sketch, set(rules.pinned), rules.chain, self._worth_with)
         self._wants = list(wants)
-        self._kinds: list[Kind] = []
-        self._left = [want.count for want in wants]  # of each want, not promised a room
-        self._takers: dict[int, list[int]] = {}  # room -> wants that would go there
+        self._groups: list[_Group] = []
+        self._left: list[int] = []  # of each group, not promised a room
+        self._takers: dict[int, list[int]] = {}  # room -> groups that would go there
         self._gains: dict[int, dict[tuple[str, ...], int]] = {}  # room -> who leaves -> worth then
         self._real: dict[tuple[str, ...], int] = {}  # who leaves -> what it brought, if too little
-        # of each want: its place, processor, memory and least share, to pass over most of them
+        # of each group: its place, processor, memory and least share, to pass over most of them
         self._quick: list[tuple[int, int, int, int]] = []
 
     def run(self) -> Iterator[None]:
         """Each step is short: some thirty CNMs at most."""
         yield from self._sketch.read()
-        self._kinds = [self._sketch.kind(w.demand, w.constraints) for w in self._wants]
-        for index, kind in enumerate(self._kinds):
-            demand = kind.demand
-            self._quick.append((index, demand.cpu_milli, demand.memory_bytes, _milli(kind)))
+        self._group()
         for room in self._sketch.rooms:
             self._promise(room)
             yield
@@ -93,28 +100,45 @@ class RoomPlanner:
 
     # --- what waits ---
 
+    def _group(self) -> None:
+        """Equal wants together, with their turns."""
+        known: dict[tuple[int, int], int] = {}
+        for turn, want in enumerate(self._wants):
+            kind = self._sketch.kind(want.demand, want.constraints)
+            index = known.setdefault((kind.index, want.worth), len(self._groups))
+            if index == len(self._groups):
+                self._groups.append(_Group(kind, want.worth, []))
+                demand = kind.demand
+                self._quick.append((index, demand.cpu_milli, demand.memory_bytes, _milli(kind)))
+            rank = -want.worth if self._rules.largest_first else turn
+            self._groups[index].turns.extend([rank] * want.count)
+        self._left = [len(group.turns) for group in self._groups]
+
     def _fill(self, room: Room) -> list[int]:
-        """The wants that would be put into a room as it is, in the order of the wants, each as
-        often as it is left. Changes nothing."""
+        """What would be put into a room as it is, one after the other in the order in which it is
+        offered; nothing is put there twice. Changes nothing."""
         takers: list[int] = []
         if not room.open:
             return takers
-        names: list[str] = []
-        free, left = room.free, self._left
-        largest = max((unit for units in room.units.values() for unit in units), default=0)
+        free, left, largest = room.free, self._left, room.largest()
+        fitting: list[tuple[int, int]] = []  # when the next of a group is offered, and which group
         for index, cpu_milli, memory_bytes, milli in self._quick:
-            if milli > largest or cpu_milli > free[0] or memory_bytes > free[1]:
+            if milli > largest or cpu_milli > free[0] or memory_bytes > free[1] or not left[index]:
                 continue
-            kind, taken = self._kinds[index], 0
-            while left[index] > taken and len(takers) < TAKERS and room.fits(kind):
-                name = f"\x00{len(takers)}"  # no instance has such a name
-                if not self._sketch.add(name, room, kind):
-                    break
-                takers.append(index)
-                names.append(name)
-                taken += 1
-        for name in names:
-            room.without(room.holds[name])
+            group = self._groups[index]
+            if room.fits(group.kind):
+                heappush(fitting, (group.turns[len(group.turns) - left[index]], index))
+        while fitting and len(takers) < TAKERS:
+            _, index = heappop(fitting)
+            group = self._groups[index]
+            if not self._sketch.add(f"\x00{len(takers)}", room, group.kind):
+                continue  # no instance has such a name
+            takers.append(index)
+            rest = left[index] - takers.count(index)
+            if rest > 0:
+                heappush(fitting, (group.turns[len(group.turns) - rest], index))
+        for place in range(len(takers)):
+            room.without(room.holds[f"\x00{place}"])
         return takers
 
     def _forgo(self, room: Room) -> list[int]:
@@ -143,7 +167,7 @@ class RoomPlanner:
         return worth
 
     def _worth(self, takers: Sequence[int]) -> int:
-        return sum(self._wants[index].worth for index in takers)
+        return sum(self._groups[index].worth for index in takers)
 
     def _worth_with(self, room: Room, kind: Kind) -> int:
         """What a room would be worth with one more of this kind in it; it has place for it."""
@@ -160,7 +184,7 @@ class RoomPlanner:
 
     def _look(self, room: Room, most: int, finds: list[_Find]) -> Iterator[None]:
         """All that could be gained in one room."""
-        if not room.open:
+        if not room.open or not self._could_gain(room, most):
             return
         reach = self._reach
         gains = self._gains.setdefault(room.index, {})
@@ -189,6 +213,28 @@ class RoomPlanner:
                 gain = self._gain(room, leavers, gains) - spoilt
                 self._found(_Find(room, leavers, moves, gain), finds)
             yield
+
+    def _could_gain(self, room: Room, most: int) -> bool:
+        """Quick: whether anything that is promised no room yet could fit here if the `most` largest
+        instances, for each resource by itself, were gone."""
+        free, units_out = list(room.free), 0
+        holds = [hold for hold in room.holds.values() if self._reach.movable(hold)]
+        if not holds:
+            return False
+        for place in range(len(free)):
+            column = sorted((hold.demand.vector[place] for hold in holds), reverse=True)
+            free[place] += sum(column[:most])
+        units_out = sum(sorted((len(hold.units) for hold in holds), reverse=True)[:most])
+        untouched = [unit for units in room.units.values() for unit in units]
+        for index, cpu_milli, memory_bytes, milli in self._quick:
+            if not self._left[index] or cpu_milli > free[0] or memory_bytes > free[1]:
+                continue
+            kind = self._groups[index].kind
+            asked = sum(a.count for a in kind.accelerators)
+            enough = sum(unit >= milli for unit in untouched) + units_out if asked else 0
+            if enough >= asked and all(free[place] >= want for place, want in kind.vector):
+                return True
+        return False
 
     def _found(self, find: _Find, finds: list[_Find]) -> None:
         """Keep it if it is worth its moves, and was not seen to bring less."""

@@ -24,6 +24,7 @@ WAYS_SEEN: Final = 64
 
 Done: TypeAlias = list[tuple[Move, Hold]]  # moves on paper, and what each one moved
 Cost: TypeAlias = tuple[int, int]  # moves, and what they spoil elsewhere
+UNKNOWN: Final = -1
 UNREACHABLE: Final[Cost] = (FAR, 0)
 
 
@@ -40,6 +41,7 @@ class Reach:
         """`worth_with(room, kind)`: what a room would be worth with one more of a kind in it."""
         self.sketch, self.pinned, self.chain = sketch, pinned, chain
         self._worth_with = worth_with
+        self._direct: dict[int, int | None] = {}  # kind -> `direct`, until anything changes
         self._losses: dict[int, dict[int, int]] = {}  # precious room -> kind -> what it spoils
         self.precious: dict[int, int] = {}  # room -> what it is worth as it is, if anything
         self._precious_mask = 0
@@ -72,12 +74,14 @@ class Reach:
     def changed(self, room: Room) -> None:
         """A room's books have changed."""
         self._log.append(room)
+        self._direct.clear()
         self._losses.pop(room.index, None)
         self._loose.pop(room.index, None)
 
     def value(self, room: Room, worth: int) -> None:
         """What a room is worth as it is."""
         bit = 1 << room.index
+        self._direct.clear()
         self._losses.pop(room.index, None)
         if worth:
             self.precious[room.index] = worth
@@ -98,7 +102,18 @@ class Reach:
 
     def direct(self, room: Room, kind: Kind) -> int | None:
         """What one move of this kind out of a room would spoil; None when there is none."""
-        mask = self.where(kind) & ~(1 << room.index)
+        bit = 1 << room.index
+        mask = self.where(kind)
+        if not mask & bit:  # then it is the same for all rooms
+            known = self._direct.get(kind.index, UNKNOWN)
+            if known != UNKNOWN:
+                return known
+        found = self._least_loss(mask & ~bit, kind)
+        if not mask & bit:
+            self._direct[kind.index] = found
+        return found
+
+    def _least_loss(self, mask: int, kind: Kind) -> int | None:
         if mask & ~self._precious_mask:
             return 0
         spoilt: int | None = None
@@ -153,12 +168,16 @@ class Reach:
 
     def _ways_in(self, room: Room, kind: Kind, found: list[tuple[Room, Hold, int]]) -> None:
         free = room.free
+        milli = kind.single.milli if kind.single is not None else 0
+        largest = room.largest() if milli else 0
         for hold, own in self.loose(room):
             gives = hold.demand.vector
             for place, want in kind.vector:
                 if free[place] + gives[place] < want:
                     break
             else:
+                if largest < milli and not room.would_have(hold, milli):
+                    continue
                 room.count(hold, -1)
                 fits = room.fits(kind)
                 room.count(hold, 1)
@@ -185,7 +204,7 @@ class Reach:
         if most < 1:
             return
         kind = self.sketch.kind_of(hold)
-        target = self._best(room, kind, None)
+        target = self.best(room, kind)
         cheap = target is not None and self.loss(target, kind) == 0
         if target is not None and cheap:
             move = self._to(hold, room, target)
@@ -196,7 +215,7 @@ class Reach:
                 held = other.holds.get(blocker.instance)
                 if other is room or held is not blocker or blocker.instance in self.pinned:
                     continue
-                away = self._best(other, self.sketch.kind_of(blocker), room)
+                away = self.best(other, self.sketch.kind_of(blocker), room)
                 first = self._to(blocker, other, away) if away is not None else None
                 if first is None:
                     continue
@@ -210,9 +229,11 @@ class Reach:
             if move is not None:
                 yield [(move, hold)]
 
-    def _best(self, source: Room, kind: Kind, last: Room | None) -> Room | None:
-        """Where it does least harm; `last` only if there is no other."""
-        mask = self.where(kind) & ~(1 << source.index)
+    def best(self, source: Room | None, kind: Kind, last: Room | None = None) -> Room | None:
+        """Where it does least harm, but not in `source`; `last` only if there is no other."""
+        mask = self.where(kind)
+        if source is not None:
+            mask &= ~(1 << source.index)
         if last is not None and mask != 1 << last.index:
             mask &= ~(1 << last.index)
         if mask & ~self._precious_mask:

@@ -50,6 +50,7 @@ class Rules:
     budget: int  # moves in all
     chain: int = MAX_CHAIN  # moves of one chain, at most MAX_CHAIN
     pinned: frozenset[str] = frozenset()  # instances that stay where they are
+    largest_first: bool = False  # what waits is put into rooms by its worth, not by its turn
     least_gain: int = 1  # a move must bring at least this much, in the unit of `Want.worth`
     weights: Mapping[str, Weight] = field(default_factory=dict)  # else by reserved memory
 
