@@ -425,6 +425,9 @@ class Card:
                 "events": self.events.next_seq - 1,
                 "events_suppressed": self.events.suppressed,
                 "blobs_dropped": self.garbage.dropped,
+                "profiles": len(self.profiler),
+                "profiles_saved": self.profile_store.saved,
+                "profiles_unreadable": self.journal.dropped,
             },
         }
 
