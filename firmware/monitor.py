@@ -97,11 +97,13 @@ class Monitor:
         now_ns = self._loop.now_ns()
         cnm.telemetry, cnm.telemetry_ns = report, now_ns
         watch = self._watches.setdefault(cnm.id, _Watch())
-        cpu_milli, memory_bytes = report.reading("cpu_milli"), report.reading("memory_bytes")
-        self._placer.set_load(cnm, cpu_milli or 0, memory_bytes or 0)
+        has = cnm.capabilities  # nothing uses more than it has, whatever it says
+        cpu_milli = min(report.reading("cpu_milli") or 0, has.cores_milli)
+        memory_bytes = min(report.reading("memory_bytes") or 0, has.memory_bytes)
+        self._placer.set_load(cnm, cpu_milli, memory_bytes)
         limits = self._thresholds
-        cpu = 100 * (cpu_milli or 0) // max(1, cnm.capabilities.cores_milli)
-        memory = 100 * (memory_bytes or 0) // max(1, cnm.capabilities.memory_bytes)
+        cpu = 100 * cpu_milli // max(1, has.cores_milli)
+        memory = 100 * memory_bytes // max(1, has.memory_bytes)
         high = cpu >= limits.cpu_high_percent or memory >= limits.memory_high_percent
         low = cpu < limits.cpu_low_percent and memory < limits.memory_low_percent
         text = f"{cnm.id}: processor {cpu} %, memory {memory} %"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocol.apf import InstanceState, InstanceStatus, Kind, StatusChanged, encode
+from protocol.apf import InstanceState, InstanceStatus, Kind, StatusChanged, Telemetry, encode
 from tests.fuzz.targets.card import BOOT, Bench
 
 
@@ -54,3 +54,11 @@ def test_all_states_that_there_are_have_a_phase(bench: Bench) -> None:
         )
         bench.answer()
         bench.look()
+
+
+def test_a_module_that_claims_to_use_more_than_it_has_is_full_and_no_more(bench: Bench) -> None:
+    report = Telemetry.of(boot_id=BOOT, seq=900, cpu_milli=0xFFFF_FFFF, memory_bytes=1 << 60)
+    bench.tell("mc", encode(report, kind=Kind.NOTICE, message_id=2))
+    node = bench.card.placer.state.nodes[bench.cnm.id]
+    assert node.view.load_cpu_milli == node.total[0]
+    assert node.view.load_memory_bytes == node.total[1]
