@@ -28,6 +28,8 @@ KEPT = [  # (seed, hours, heartbeat_hz, faults)
     (956, 0.25, 1.0, "all"),  # what started this very moment was not heard of
     (1354, 0.25, 1.0, "all"),  # a module came while its instances were being moved away
     (1947, 0.25, 1.0, "all"),  # what rotted was of a batch that nobody had been told of
+    (2224, 0.25, 1.0, "all"),  # a submit whose sync failed may have been done
+    (2477, 0.25, 1.0, "all"),  # the first report at rest told of a busy module
 ]
 PROGRAM = """
 from tools.sim.run import run_seed

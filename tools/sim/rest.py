@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from firmware.lease import LeaseState
+from firmware.loop import MS
 from firmware.restarts import MOST_NS
 from tools.sim.invariants.room import Room
 from tools.sim.workloads import ENDS_BY_ITSELF, MAY_HAVE_ENDED, Tenants, kind_of
@@ -24,6 +25,7 @@ class Rest:
         self.world = world
         self.tenants = tenants
         timing = world.board.timing
+        self._report_ns = timing.telemetry_ms * MS * 5 // 4  # by slow clocks as well
         self.limit_s = BOOTS_S + MOST_NS / SECOND + WAITS * timing.fence_wait_ms / 1000
 
     def come(self) -> None:
@@ -33,6 +35,8 @@ class Rest:
             module.load(0)
         world.start_daemon()
         self._within(self._not_up, "every module leased")
+        # a report tells of the time since the one before: the first may still be of a busy module
+        world.kernel.run_for(self._report_ns)
         for name in world.modules:
             world.call("cnm.undrain", id=name)
         self._within(world.unsettled, "at rest")
