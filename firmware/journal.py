@@ -251,6 +251,10 @@ class Journal:
         data = self._image[kind].get(key)
         return None if data is None else decode(kind, key, data)
 
+    def raw(self, kind: str, key: str) -> bytes | None:
+        """A durable record as it stands in the image, or None: for judges and dumps."""
+        return self._image[Kind(kind)].get(key)
+
     def items(self, kind: Kind) -> Mapping[str, Record]:
         """All durable records of a kind by key; a read-only view, live from the first commit on.
         Then each look at a value decodes it: as bytes they take a sixth of the memory, and most

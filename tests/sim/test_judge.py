@@ -364,6 +364,18 @@ def test_a_damaged_record_is_never_believed(world: World) -> None:
     assert broken(world.judge.stored.card_is_up) == Invariant.ROT_BELIEVED
 
 
+def test_an_estimate_that_is_damaged_may_be_left_out_and_not_be_believed() -> None:
+    store = Store()
+    store.disk.journal.commit([JournalRecord(kind="profile", key="a", value=b'{"v":1}')])
+    store.disk.rot_record("profile", "a")
+    damaged = store.disk.journal.durable["profile", "a"]
+    store.book.acknowledged["profile", "a"] = b'{"v":1}'
+    store.book.loaded([JournalRecord(kind="profile", key="a", value=damaged)])
+    store.book.card_is_up(lambda _kind, _key: None)
+    believes = broken(lambda: store.book.card_is_up(lambda _kind, _key: damaged))
+    assert believes == Invariant.ROT_BELIEVED
+
+
 # --- I5: exceptions ---
 
 

@@ -182,7 +182,8 @@ class Judge:
 
     def daemon_is_up(self) -> None:
         """A daemon works with what it has read."""
-        self.stored.card_is_up()
+        card = self.card()
+        self.stored.card_is_up(card.journal.raw if card is not None else None)
 
     def event(self, event: Any) -> None:
         """The daemon has recorded one."""
