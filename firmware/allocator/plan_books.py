@@ -147,10 +147,11 @@ class Room:
 class Sketch:
     """All rooms, in the order of their ids, and what was moved or added so far."""
 
-    def __init__(self, state: AllocatorState) -> None:
+    def __init__(self, state: AllocatorState, only: frozenset[str] | None = None) -> None:
+        """`only`: some of the CNMs; else all."""
         self.rooms: list[Room] = []
         self.kinds: list[Kind] = []
-        self._ids = sorted(state.nodes)
+        self._ids = sorted(state.nodes if only is None else only)
         self._state = state
         self._by_key: dict[KindKey, Kind] = {}
         self._seen: dict[tuple[int, int], tuple[Kind, Demand, Constraints]] = {}

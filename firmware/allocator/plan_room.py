@@ -53,7 +53,9 @@ class RoomPlanner:
         self._sketch = Sketch(state)
         self._rules = rules
         self._why = why or "makes room for what waits"
-        self._reach = Reach(self._sketch, set(rules.pinned), rules.chain, self._worth_with)
+        self._reach = Reach(
+            self._sketch, set(rules.pinned), rules.chain, self._worth_with, rules.may_move
+        )
         self._wants = list(wants)
         self._groups: list[_Group] = []
         self._left: list[int] = []  # of each group, not promised a room

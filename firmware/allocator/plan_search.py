@@ -37,8 +37,11 @@ class Reach:
         pinned: set[str],
         chain: int,
         worth_with: Callable[[Room, Kind], int],
+        may_move: Callable[[str], bool] = lambda instance: True,
     ) -> None:
         """`worth_with(room, kind)`: what a room would be worth with one more of a kind in it."""
+        self._ask_move = may_move
+        self._may_move: dict[str, bool] = {}
         self.sketch, self.pinned, self.chain = sketch, pinned, chain
         self._worth_with = worth_with
         self._direct: dict[int, int | None] = {}  # kind -> `direct`, until anything changes
@@ -96,7 +99,12 @@ class Reach:
         self._loose.clear()
 
     def movable(self, hold: Hold) -> bool:
-        return hold.instance not in self.pinned and not self.sketch.kind_of(hold).tied
+        if hold.instance in self.pinned or self.sketch.kind_of(hold).tied:
+            return False
+        may = self._may_move.get(hold.instance)
+        if may is None:
+            may = self._may_move[hold.instance] = self._ask_move(hold.instance)
+        return may
 
     # --- how far ---
 

@@ -6,7 +6,7 @@ nothing after it has. An instance moves at most once in a plan, and never when i
 whoever asks says which instances rest (a cool-down), share a volume, or must not be disturbed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -51,6 +51,7 @@ class Rules:
     chain: int = MAX_CHAIN  # moves of one chain, at most MAX_CHAIN
     pinned: frozenset[str] = frozenset()  # instances that stay where they are
     largest_first: bool = False  # what waits is put into rooms by its worth, not by its turn
+    may_move: Callable[[str], bool] = lambda instance: True  # asked once for each, like `pinned`
     least_gain: int = 1  # a move must bring at least this much, in the unit of `Want.worth`
     weights: Mapping[str, Weight] = field(default_factory=dict)  # else by reserved memory
 
