@@ -18,12 +18,13 @@ from tests.fuzz.targets import (
     messages,
     relays,
     replays,
+    sensors,
     sockets,
     windows,
 )
 
 MODULES = (
     *(links, link, messages, windows, sockets, keeper, documents, journal),
-    *(init, card, decoding, compose, images, buses, kernel, relays, replays, hardware),
+    *(init, card, decoding, compose, images, buses, kernel, relays, replays, hardware, sensors),
 )
 TARGETS: dict[str, Target] = {target.name: target for m in MODULES for target in m.TARGETS}
