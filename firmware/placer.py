@@ -285,10 +285,10 @@ class Placer:
         whole = record.workload if record else Workload(name=workload, components=(component,))
         constraints = constraints_of(whole, component, self._profiler)
         found: list[Need] = []
-        for level in Level:
+        for level, demand in zip(Level, self._profiler.demands(component), strict=True):
             if constraints.companions and found:
                 constraints = constraints_of(whole, component, self._profiler, level)
-            need = (self._profiler.demand(component, level), constraints)
+            need = (demand, constraints)
             if found and need == found[-1]:
                 continue
             if level is Level.DECLARED and found[-1][0].memory_bytes > need[0].memory_bytes:

@@ -68,6 +68,7 @@ class Profile:
     """One component identity. Loop thread only; all times in, none taken."""
 
     __slots__ = (
+        "_targets",
         "changed",
         "covered_ns",
         "first_ns",
@@ -93,6 +94,7 @@ class Profile:
         self.ooms = 0
         self.changed = False  # since it was last written down
         self.urgent = False  # the floor has been raised since then
+        self._targets = [-1] * len(RESOURCES)  # by the percentile alone; -1 until it is asked for
 
     # --- learning ---
 
@@ -101,6 +103,7 @@ class Profile:
         for index, value in zip((CPU, NVME, LINK), rates, strict=True):
             if value is not None:
                 self.usage[index].add(value, end_ns)
+                self._targets[index] = -1
         self._seen(end_ns - length_ns, end_ns)
         self.covered_ns = min(self.covered_ns + length_ns, MAX_NS)
         self.windows += 1
@@ -112,6 +115,7 @@ class Profile:
             self.usage[MEMORY].add(steps, window_ns)
         else:
             self.usage[MEMORY].move(-(-old_bytes // MEMORY_STEP), steps, window_ns)
+        self._targets[MEMORY] = -1
         self._seen(at_ns, at_ns)
 
     def _seen(self, begin_ns: int, end_ns: int) -> None:
@@ -161,8 +165,14 @@ class Profile:
 
     def target(self, index: int) -> int:
         """What it should be given, however little is known; at least the floor of memory."""
-        found = with_headroom(self.percentile(index, TARGET_PERCENT))
-        return max(found, self.floor_bytes) if index == MEMORY else found
+        return max(self._target(index), self.floor_bytes if index == MEMORY else 0)
+
+    def _target(self, index: int) -> int:
+        found = self._targets[index]
+        if found < 0:
+            found = with_headroom(self.percentile(index, TARGET_PERCENT))
+            self._targets[index] = found
+        return found
 
     def hint(self, index: int) -> int:
         """The target, or 0 while that is a guess: what may steer a choice."""
@@ -172,8 +182,7 @@ class Profile:
 
     def lower(self, index: int) -> int:
         """Less than this is too little, as far as is known."""
-        found = with_headroom(self.percentile(index, TARGET_PERCENT))
-        found = trusted_from_below(found, self.confidence_s)
+        found = trusted_from_below(self._target(index), self.confidence_s)
         return max(found, self.floor_bytes) if index == MEMORY else found
 
     def upper(self, index: int) -> int | None:
@@ -185,6 +194,12 @@ class Profile:
         return max(found, self.floor_bytes) if index == MEMORY else found
 
     # --- on disk ---
+
+    def decay(self, at_ns: int) -> None:
+        """Let it fade to this time: it is smaller then."""
+        for histogram in self.usage:
+            histogram.decay(at_ns)
+        self._targets = [-1] * len(RESOURCES)
 
     def to_json(self) -> dict[str, object]:
         """The journal's record (kind "profile", by identity)."""

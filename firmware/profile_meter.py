@@ -16,36 +16,42 @@ from firmware.profile import SECOND_NS, Profile
 WINDOW_NS: Final = 10 * SECOND_NS
 LEAST_WINDOW_NS: Final = SECOND_NS  # of what ends sooner, no rate is taken
 MEMORY_WINDOW_NS: Final = 600 * SECOND_NS
-COUNTERS: Final = 3  # cpu_us, nvme_bytes, link_bytes
 
-Counters = tuple[int | None, int | None, int | None]
+Counters = tuple[int | None, int | None, int | None]  # cpu_us, nvme_bytes, link_bytes
 
 
 class Window:
     """What was used so far, and over how long that is known, for each counter."""
 
-    __slots__ = ("grown", "known_ns", "length_ns")
+    __slots__ = ("cpu_us", "known_ns", "length_ns", "link_bytes", "nvme_bytes")
 
     def __init__(self) -> None:
         self.length_ns = 0
-        self.grown = [0] * COUNTERS
-        self.known_ns = [0] * COUNTERS
+        self.cpu_us = self.nvme_bytes = self.link_bytes = 0
+        self.known_ns = [0, 0, 0]
 
     def add(self, length_ns: int, grown: Counters) -> None:
         """`grown`: by how much each counter did in this time; None where it is not known."""
+        cpu, nvme, link = grown
         self.length_ns += length_ns
-        for index, value in enumerate(grown):
-            if value is not None:
-                self.grown[index] += value
-                self.known_ns[index] += length_ns
+        if cpu is not None:
+            self.cpu_us += cpu
+            self.known_ns[0] += length_ns
+        if nvme is not None:
+            self.nvme_bytes += nvme
+            self.known_ns[1] += length_ns
+        if link is not None:
+            self.link_bytes += link
+            self.known_ns[2] += length_ns
 
     def rates(self) -> Counters:
         """Thousandths of a core, NVMe kbit/s, link kbit/s; None of what was never known."""
-        found: list[int | None] = [None, None, None]
-        for index, factor in enumerate((1_000_000, 8_000_000, 8_000_000)):
-            if self.known_ns[index]:
-                found[index] = self.grown[index] * factor // self.known_ns[index]
-        return found[0], found[1], found[2]
+        cpu, nvme, link = self.known_ns
+        return (
+            self.cpu_us * 1_000_000 // cpu if cpu else None,
+            self.nvme_bytes * 8_000_000 // nvme if nvme else None,
+            self.link_bytes * 8_000_000 // link if link else None,
+        )
 
 
 class Meter:
@@ -71,11 +77,12 @@ class Meter:
         first, self._at_ns = self._at_ns < 0, max(at_ns, self._at_ns)
         if first or length_ns <= 0:
             return
-        cpu, nvme, link = (
-            None if now is None or then is None or now < then else now - then
-            for now, then in zip(counters, before, strict=True)
+        grown = (
+            _grown(counters[0], before[0]),
+            _grown(counters[1], before[1]),
+            _grown(counters[2], before[2]),
         )
-        self._window.add(length_ns, (cpu, nvme, link))
+        self._window.add(length_ns, grown)
         if self._window.length_ns >= WINDOW_NS:
             self.close(profile)
 
@@ -94,3 +101,8 @@ class Meter:
         # as of the window's end, whenever it was reached: its order does not matter
         profile.add_peak(at_ns, self._peak_end_ns, self._peak_bytes, memory_bytes)
         self._peak_bytes = memory_bytes
+
+
+def _grown(now: int | None, before: int | None) -> int | None:
+    """None where one is not known, or it is another counter that began anew."""
+    return None if now is None or before is None or now < before else now - before

@@ -61,11 +61,11 @@ def declared(component: Component) -> Demand:
     )
 
 
-def corrected(component: Component, profile: Profile | None, level: Level) -> Demand:
-    """What an instance reserves at this level, with what was measured as a hint."""
+def by_level(component: Component, profile: Profile | None) -> tuple[Demand, Demand, Demand]:
+    """What an instance reserves at each level, with what was measured as a hint."""
     law = declared(component)
     if profile is None or component.profile is ProfileChoice.OFF:
-        return law
+        return law, law, law
     wants = component.resources
     may_lower = component.profile is ProfileChoice.ON
     law = replace(
@@ -73,8 +73,6 @@ def corrected(component: Component, profile: Profile | None, level: Level) -> De
         hint_cpu_milli=_within(profile.hint(CPU), wants.cpu_limit_milli),
         hint_memory_bytes=_within(profile.hint(MEMORY), wants.memory_limit_bytes),
     )
-    if level is Level.DECLARED:
-        return law
     memory = _correct(
         profile,
         MEMORY,
@@ -95,9 +93,15 @@ def corrected(component: Component, profile: Profile | None, level: Level) -> De
     if link:
         kbit = _correct(profile, LINK, link * KBIT, limit=0, least=KBIT, may_lower=may_lower)
         link = -(-kbit // KBIT)
-    if level is Level.MEMORY:
-        cpu, link = min(cpu, law.cpu_milli), min(link, law.link_mbit)
-    return replace(law, cpu_milli=cpu, memory_bytes=memory, link_mbit=link)
+    found = []
+    for cpu_milli, link_mbit in ((cpu, link), (min(cpu, law.cpu_milli), min(link, law.link_mbit))):
+        if (cpu_milli, link_mbit, memory) == (law.cpu_milli, law.link_mbit, law.memory_bytes):
+            found.append(law)
+        else:
+            found.append(
+                replace(law, cpu_milli=cpu_milli, memory_bytes=memory, link_mbit=link_mbit)
+            )
+    return found[0], found[1], law
 
 
 def _correct(

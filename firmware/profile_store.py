@@ -110,7 +110,5 @@ class ProfileStore:
         self._journal.commit(changes, done)
 
     def _record(self, profile: Profile) -> dict[str, object]:
-        at_ns = self._profiler.time_ns(self._loop.now_ns())
-        for histogram in profile.usage:
-            histogram.decay(at_ns)
+        profile.decay(self._profiler.time_ns(self._loop.now_ns()))
         return profile.to_json()

@@ -18,7 +18,7 @@ from firmware.profile_needs import (
     DEFAULT_CPU_MILLI,
     DEFAULT_MEMORY_BYTES,
     Level,
-    corrected,
+    by_level,
 )
 from firmware.workload import (
     HOST_IMAGE,
@@ -79,16 +79,11 @@ class Profiler:
 
     def demand(self, component: Component, level: Level = Level.MEASURED) -> Demand:
         """What the next instance of it reserves, with what was measured as a hint."""
-        return corrected(component, self.profile(component), level)
+        return by_level(component, self.profile(component))[level]
 
-    def demands(self, component: Component) -> list[Demand]:
-        """By level, each once: the placer takes the first that fits."""
-        found: list[Demand] = []
-        for level in Level:
-            demand = self.demand(component, level)
-            if demand not in found:
-                found.append(demand)
-        return found
+    def demands(self, component: Component) -> tuple[Demand, Demand, Demand]:
+        """By level: the placer takes the first that fits."""
+        return by_level(component, self.profile(component))
 
     # --- learning ---
 
