@@ -19,6 +19,7 @@ from firmware.allocator.state import AllocatorState
 
 HORIZON: Final = 200  # requests that a tidy-up is to be good for
 WHOLE: Final = 1000  # of what `Tidier` weighs by: a request that comes for certain
+WORTH_A_MOVE: Final = 4  # a move must bring this part of the largest that is wanted
 REST_CALLS: Final = 50  # for so many calls a moved instance stays where it is
 
 
@@ -69,13 +70,15 @@ class Tidier:
         asked for of late: `count` is how often, `worth` what one is worth (say, its milli-units).
         A chain may be longer than the budget: then this is its beginning."""
         self._rest = {name: calls - 1 for name, calls in sorted(self._rest.items()) if calls > 1}
+        wants = expected(mix, self._horizon)
+        most = max((want.worth for want in wants), default=0)
         rules = Rules(
             budget=max(budget, MAX_CHAIN),
             pinned=frozenset(self._rest),
             largest_first=True,
-            least_gain=self._least_gain,
+            least_gain=max(self._least_gain, most // WORTH_A_MOVE),
         )
-        planner = RoomPlanner(state, expected(mix, self._horizon), rules)
+        planner = RoomPlanner(state, wants, rules)
         for _ in planner.run():
             if planner.plan.chains:
                 break
@@ -86,13 +89,14 @@ class Tidier:
 
 
 def expected(mix: Sequence[Want], horizon: int) -> list[Want]:
-    """For what it would be good to have room: of each request the more the more often it comes, in
-    the manner of its fluctuation; what seldom comes counts by its chance."""
+    """For what it would be good to have room. How many of a request come at once goes with the
+    root of how many come at all, so that is kept open, and one more; most of what comes finds the
+    room of what leaves. What seldom comes counts by its chance."""
     total = max(1, sum(want.count for want in mix))
     wants: list[Want] = []
     for want in mix:
         milli = WHOLE * horizon * want.count // total  # thousandths of a request to come
         worth = want.worth * min(milli, WHOLE) // WHOLE
         if worth > 0:
-            wants.append(replace(want, count=max(1, isqrt(milli // WHOLE)), worth=worth))
+            wants.append(replace(want, count=1 + isqrt(4 * milli // WHOLE), worth=worth))
     return wants

@@ -231,6 +231,8 @@ class RoomPlanner:
         for index, cpu_milli, memory_bytes, milli in self._quick:
             if not self._left[index] or cpu_milli > free[0] or memory_bytes > free[1]:
                 continue
+            if self._groups[index].worth < self._rules.least_gain:
+                continue  # nobody is moved for that
             kind = self._groups[index].kind
             asked = sum(a.count for a in kind.accelerators)
             enough = sum(unit >= milli for unit in untouched) + units_out if asked else 0
