@@ -70,8 +70,9 @@ def _show(session: Session, found: Mapping[str, Any]) -> None:
         out.print(f"  {line}")
     rows = found["cnms"]
     names = _resources(rows)
+    best = next((row for row in rows if row["rank"] == 1), None)
     columns = ["cnm", "rank", *names, "why not", "what would make it fit"]
-    out.table(columns, [_row(row, names) for row in rows])
+    out.table(columns, [_row(row, names, best) for row in rows])
 
 
 def _headline(found: Mapping[str, Any]) -> str:
@@ -119,7 +120,9 @@ def _resources(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name, wanted in names.items() if wanted]
 
 
-def _row(row: Mapping[str, Any], names: Sequence[str]) -> list[object]:
+def _row(
+    row: Mapping[str, Any], names: Sequence[str], best: Mapping[str, Any] | None
+) -> list[object]:
     lines = {line["resource"]: line for line in row["resources"]}
     rank = f"{row['rank']}" if row["rank"] is not None else "-"
     helps = [" and ".join(remedy["text"] for remedy in row["remedies"])] if row["remedies"] else []
@@ -128,9 +131,20 @@ def _row(row: Mapping[str, Any], names: Sequence[str]) -> list[object]:
         row["id"],
         rank + (" (here)" if row["here"] else ""),
         *(_numbers(lines.get(name)) for name in names),
-        row["reason"] or None,
+        row["reason"] or _behind(row, best),
         "; or ".join(helps) or None,
     ]
+
+
+def _behind(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+    """Why a module that could hold it is not the first choice."""
+    if best is None or row is best:
+        return None
+    for name, mine in row["criteria"].items():
+        its = best["criteria"].get(name)
+        if mine != its:
+            return f"it fits, behind {best['id']} by {name}: {mine} against {its}"
+    return f"it fits, equal to {best['id']}, whose name comes first"
 
 
 def _numbers(line: Mapping[str, Any] | None) -> str:

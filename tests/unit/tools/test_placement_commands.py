@@ -81,6 +81,7 @@ def test_explain_shows_why_here_and_why_not_there_with_numbers_and_remedies(apf,
     assert "cnm0 before cnm1 by id (" in text
     lines = {line.split()[0]: line for line in text.splitlines()[4:]}
     assert "1 (here)" in lines["cnm0"]
+    assert "it fits, equal to cnm0, whose name comes first" in lines["cnm1"]
     assert "512.0 MiB / 148.0 MiB free of 2.0 GiB" in lines["cnm2"]
     assert "memory: wants 512 MiB, 148 MiB free of 2 GiB" in lines["cnm2"]
     assert "364 MiB less memory; or release of x/y/0" in lines["cnm2"]
@@ -95,6 +96,7 @@ def test_explain_says_by_which_criterion_and_against_what(apf, daemon):
     text = apf("explain", "shop/db/0").stdout
     assert "today it would go to cnm0: the card has changed since it was placed" in text
     assert f"cnm0 before cnm1 by {CRITERIA[0]}: 0 against 7, less is better" in text
+    assert f"it fits, behind cnm0 by {CRITERIA[0]}: 7 against 0" in text
 
 
 def test_explain_of_what_waits_says_so_and_has_no_winner(apf, daemon):
