@@ -18,6 +18,7 @@ DUMP_LIMIT_BYTES: Final = 200_000
 STACK_LIMIT_CHARS: Final = 8_000
 REASON_LIMIT_CHARS: Final = 500
 PREFIX: Final = "crash-"
+WALL_LIMIT_NS: Final = 1 << 64  # as in a ring: until the year 2554
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +106,13 @@ def _parse(data: bytes) -> Crash | None:
     recording = read_ring(ring)
     try:
         head = json.loads(line)
-        if recording is None:
+        found_wall_ns = head["found_wall_ns"]
+        if recording is None or not isinstance(found_wall_ns, int):
+            return None
+        if not 0 <= found_wall_ns < WALL_LIMIT_NS:
             return None
         return Crash(
-            found_wall_ns=int(head["found_wall_ns"]),
+            found_wall_ns=found_wall_ns,
             reason=str(head["reason"]),
             stack=str(head["stack"]),
             recording=recording,

@@ -1,11 +1,13 @@
 """What cgroups tell: usage and OOM kills. Ref: cgroup-v2.rst "Controllers"; cgroup-v1/cpuacct.rst,
 memory.rst 5.2 and 10, blkio-controller.rst."""
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from hal.ports import Usage
 
+_COUNT: Final = re.compile(r"[0-9]{1,20}")  # of 64 bits
 _SHORT: Final = 65_536  # bytes read of one file; io.stat of a big host is a few KiB
 
 
@@ -53,7 +55,7 @@ def fields(path: str) -> dict[str, int]:
     found = {}
     for line in _text(path).splitlines():
         name, _, value = line.partition(" ")
-        if value.isdigit():
+        if _COUNT.fullmatch(value):
             found[name] = int(value)
     return found
 
@@ -61,7 +63,7 @@ def fields(path: str) -> dict[str, int]:
 def number(directory: str | None, name: str) -> int | None:
     """A single-value file; None when it is absent or says "max"."""
     text = _text(f"{directory}/{name}").strip() if directory else ""
-    return int(text) if text.isdigit() else None
+    return int(text) if _COUNT.fullmatch(text) else None
 
 
 def _io_bytes(v2_dir: str, blkio_dir: str) -> int | None:
@@ -69,13 +71,14 @@ def _io_bytes(v2_dir: str, blkio_dir: str) -> int | None:
         total = 0
         for word in text.split():
             name, _, value = word.partition("=")
-            if name in ("rbytes", "wbytes") and value.isdigit():
+            if name in ("rbytes", "wbytes") and _COUNT.fullmatch(value):
                 total += int(value)
         return total
     if blkio_dir:
         for line in _text(f"{blkio_dir}/blkio.throttle.io_service_bytes_recursive").splitlines():
-            if line.startswith("Total "):
-                return int(line.split()[1])
+            name, _, value = line.partition(" ")
+            if name == "Total" and _COUNT.fullmatch(value):
+                return int(value)
     return None
 
 

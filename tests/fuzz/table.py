@@ -17,6 +17,7 @@ from tests.fuzz.targets import (
     links,
     messages,
     relays,
+    remains,
     replays,
     sensors,
     sockets,
@@ -26,5 +27,6 @@ from tests.fuzz.targets import (
 MODULES = (
     *(links, link, messages, windows, sockets, keeper, documents, journal),
     *(init, card, decoding, compose, images, buses, kernel, relays, replays, hardware, sensors),
+    remains,
 )
 TARGETS: dict[str, Target] = {target.name: target for m in MODULES for target in m.TARGETS}

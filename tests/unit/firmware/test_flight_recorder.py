@@ -212,3 +212,10 @@ def test_a_dump_that_was_damaged_is_passed_over(files: MockFiles) -> None:
     found_again = CrashStore(files).last()
     assert found_again is not None
     assert found_again.recording.entries[-1].text == "good"
+
+
+@pytest.mark.parametrize("when", ["Infinity", "1e400", "-1", str(1 << 70), '"5"', "1.5", "null"])
+def test_a_dump_of_a_time_that_cannot_be_is_passed_over(files: MockFiles, when: str) -> None:
+    head = f'{{"found_wall_ns": {when}, "reason": "", "stack": ""}}\n'.encode()
+    files.write("crash-00000000000000000009", head + crashed("strange"))
+    assert CrashStore(files).last() is None
