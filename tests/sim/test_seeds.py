@@ -31,6 +31,7 @@ KEPT = [  # (seed, hours, heartbeat_hz, faults)
     (1947, 0.25, 1.0, "all"),  # what rotted was of a batch that nobody had been told of
     (2224, 0.25, 1.0, "all"),  # a submit whose sync failed may have been done
     (2477, 0.25, 1.0, "all"),  # the first report at rest told of a busy module
+    (3544, 0.25, 1.0, "all"),  # a removal whose sync failed may have been done
 ]
 PROGRAM = """
 from tools.sim.run import run_seed
