@@ -256,6 +256,22 @@ def test_a_replaced_image_leaves_no_blobs_behind(rig: Rig) -> None:
     assert {bytes(data) for data in rig.blobs.held.values()} == {b"base", b"new"}
 
 
+def test_a_digest_is_of_the_content_and_follows_it(rig: Rig) -> None:
+    assert rig.store.digest_of("web") == ""
+    rig.load("web", b"base", b"old")
+    rig.load("other:7", b"base", b"old")
+    old = rig.store.digest_of("web")
+    assert len(bytes.fromhex(old)) == 32
+    assert rig.store.digest_of("web:latest") == rig.store.digest_of("other:7") == old
+    rig.load("web", b"base", b"new")
+    assert rig.store.digest_of("web") not in ("", old)
+    rig.ask("image.remove", ref="web")
+    if rig.disk.waiting:
+        rig.disk.answer()
+    assert rig.store.digest_of("web") == ""
+    assert rig.store.digest_of("other:7") == old
+
+
 def test_a_journal_that_refuses_changes_nothing(rig: Rig) -> None:
     rig.load("web", b"base")
     rig.send({"jsonrpc": "2.0", "id": 1, "method": "image.remove", "params": {"ref": "web"}})

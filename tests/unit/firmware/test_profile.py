@@ -71,6 +71,19 @@ def test_the_target_is_the_ninetieth_percentile_and_head_room() -> None:
     assert found.peak(CPU) == 1000
 
 
+def test_a_target_follows_each_new_sample() -> None:
+    found = measured(10, 100)
+    assert found.target(CPU) == 115
+    found.add_window(20 * SECOND_NS, WINDOW_NS, (400, None, None))
+    assert found.target(CPU) == 460
+    found.add_peak(0, MEMORY_WINDOW_NS, None, 100 * MIB)
+    assert found.target(MEMORY) == 115 * MIB
+    found.add_peak(0, MEMORY_WINDOW_NS, 100 * MIB, 200 * MIB)
+    assert found.target(MEMORY) == 230 * MIB
+    found.decay(10 * DAY_S * SECOND_NS)
+    assert found.target(MEMORY) == 0
+
+
 def test_confidence_is_the_shorter_of_what_was_covered_and_how_long_ago_it_began() -> None:
     found = Profile("busybox", "a")
     for _replica in range(50):

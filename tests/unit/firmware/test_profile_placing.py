@@ -214,6 +214,23 @@ def test_the_modules_link_is_a_components_own_while_it_is_alone_there(bench: Ben
     assert profile(bench, "web").peak(3) == 2000
 
 
+def test_a_module_that_is_shared_tells_nothing_of_its_link(bench: Bench) -> None:
+    report = Telemetry.of(boot_id=BOOT, seq=1, link_tx_bytes=0, link_rx_bytes=0)
+    for second in range(11):
+        moved = replace(report, seq=second, link_tx_bytes=second * 125_000)
+        bench.tell("mc", encode(moved, kind=Kind.NOTICE, message_id=1))
+        tell(bench, second, memory_mib=8, instances=("shop/web/0",))
+    assert profile(bench, "web").usage[0].total
+    assert not profile(bench, "web").usage[3].total
+
+
+def test_a_profile_is_asked_for_by_six_digits_of_its_digest(bench: Bench) -> None:
+    bench.card.profiler._digest_of = lambda _ref: "abcdef0123" + 54 * "0"
+    tell(bench, 1, memory_mib=8, instances=("shop/web/0",))
+    assert {row["component"] for row in bench.card.profile_views.show("abcdef")} == {"web", "db"}
+    assert bench.card.profile_views.show("abcde") == []
+
+
 def test_a_peak_above_the_reservation_shows_in_the_row(bench: Bench) -> None:
     tell(bench, 1, memory_mib=64, instances=("shop/web/0",))
     [row] = bench.card.profile_views.show("shop/web")

@@ -109,6 +109,15 @@ def test_an_under_reserved_peak_is_on_disk_within_a_second() -> None:
     assert after.profiler.demand(part("a")).memory_bytes == 46 * MIB
 
 
+def test_a_floor_does_not_wait_for_the_rest_between_two_writes() -> None:
+    bench = Bench(Disk())
+    bench.use("a", 10 * MIB)
+    bench.kernel.run_for(LOOK_NS + SECOND)
+    bench.use("a", 40 * MIB, 32 * MIB)
+    bench.kernel.run_for(URGENT_NS + SECOND // 10)
+    assert bench.disk.batches == [["host a"], ["host a"]]
+
+
 def test_many_profiles_are_written_some_at_a_time() -> None:
     bench = Bench(Disk())
     for number in range(BATCH + 5):
@@ -135,6 +144,16 @@ def test_what_the_disk_refuses_is_tried_again_and_nobody_is_told() -> None:
     bench.use("a", 40 * MIB, 32 * MIB)
     bench.kernel.run_for(URGENT_NS + SECOND)
     assert (bench.store.failed, bench.store.saved) == (1, 0)
+    bench.disk.error = None
+    bench.kernel.run_for(LOOK_NS)
+    assert (bench.store.failed, bench.store.saved) == (1, 1)
+
+
+def test_what_is_not_urgent_is_tried_again_too() -> None:
+    bench = Bench(Disk())
+    bench.disk.error = StoreFull("no space left on device")
+    bench.use("a", 40 * MIB)
+    bench.kernel.run_for(LOOK_NS + SECOND)
     bench.disk.error = None
     bench.kernel.run_for(LOOK_NS)
     assert (bench.store.failed, bench.store.saved) == (1, 1)
