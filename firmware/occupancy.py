@@ -29,11 +29,11 @@ _Wanted: TypeAlias = tuple[Sequence[tuple[int, int]], Sequence[AcceleratorDemand
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Equal demands, and how many instances have them. `wants` is in the order of RESOURCES."""
+    """Equal demands, and how often they come. `wants` is in the order of RESOURCES."""
 
     wants: tuple[int, ...]
     accelerators: tuple[AcceleratorDemand, ...]
-    count: int
+    weight: int
 
     @property
     def wanted(self) -> list[tuple[int, int]]:
@@ -73,7 +73,7 @@ def occupancy(state: AllocatorState) -> Occupancy:
     found = Occupancy(mix=mix_of(state.nodes.values()))
     found.card = {name: Amounts() for name in RESOURCES}
     wanting = [
-        [(place, shape.count) for place, shape in enumerate(found.mix) if shape.wants[index]]
+        [(place, shape.weight) for place, shape in enumerate(found.mix) if shape.wants[index]]
         for index in range(len(RESOURCES))
     ]
     mix = [(shape.wanted, shape.accelerators) for shape in found.mix]
@@ -99,7 +99,7 @@ def mix_of(nodes: Iterable[Node]) -> tuple[Shape, ...]:
             counts[_wants(hold.demand), hold.demand.accelerators] += 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0][0], repr(item[0][1])))
     return tuple(
-        Shape(wants=wants, accelerators=accelerators, count=count)
+        Shape(wants=wants, accelerators=accelerators, weight=count)
         for (wants, accelerators), count in ordered[:MIX_SHAPES]
     )
 

@@ -88,9 +88,9 @@ def demand_row(demand: Demand) -> dict[str, Any]:
 
 
 def shape_row(shape: Shape) -> dict[str, Any]:
-    """One demand of the mix, and how many instances have it."""
+    """One demand of the mix, and its weight among them."""
     return {
-        "instances": shape.count,
+        "weight": shape.weight,
         "resources": [
             {"resource": name, "unit": UNITS[name], "want": want}
             for name, want in zip(RESOURCES, shape.wants, strict=True)

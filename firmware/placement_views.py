@@ -121,6 +121,7 @@ class PlacementViews:
                 for name in RESOURCES
             ],
             "cnms_known": len(rows),
+            "instances": sum(row["instances"] for row in rows),
             "cnms": rows[:cnms],
             "pending": len(self._pending),
             "mix": [shape_row(shape) for shape in found.mix],

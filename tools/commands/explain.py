@@ -15,6 +15,7 @@ CRITERIA: Final[Mapping[str, str]] = {  # what a criterion compares; all are bet
     "spread": "instances of it that are there",
     "room_for_load": "1 where its load would be high, or its power or temperature is",
     "free_accelerators": "free accelerators that it does not need",
+    "fragmentation": "accelerators that it would make useless for what is asked for, and scarcity",
     "fill_ppm": "balanced filling afterwards, in millionths, as a negative number",
     "id": "the module's name: all else is equal",
 }

@@ -73,9 +73,8 @@ def _screen(found: Mapping[str, Any]) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    waits = f", {found['pending']} instances wait for room" if found["pending"] else ""
-    mix = sum(shape["instances"] for shape in found["mix"])
-    head = f"{found['at']}  {found['cnms_known']} modules, {mix} instances of the mix{waits}"
+    waits = f", {found['pending']} wait for room" if found["pending"] else ""
+    head = f"{found['at']}  {found['cnms_known']} modules, {found['instances']} instances{waits}"
     return Group(
         Text(head),
         Text(),

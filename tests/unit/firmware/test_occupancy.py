@@ -83,7 +83,7 @@ def test_the_mix_is_the_most_frequent_demands_whatever_their_order() -> None:
     mix = mix_of(filled(numbers).nodes.values())
     assert mix == mix_of(filled(numbers[::-1]).nodes.values())
     assert len(mix) == MIX_SHAPES
-    assert [shape.count for shape in mix] == [2] * 5 + [1] * (MIX_SHAPES - 5)
+    assert [shape.weight for shape in mix] == [2] * 5 + [1] * (MIX_SHAPES - 5)
 
 
 amounts = st.integers(0, 4)

@@ -219,6 +219,7 @@ def top():
         "at": "2026-11-22T10:00:00.000Z",
         "resources": [amounts_row(name, seen.card[name], 700) for name in RESOURCES],
         "cnms_known": 3,
+        "instances": 1,
         "cnms": [
             {
                 "id": cnm,
@@ -252,7 +253,7 @@ def test_top_once_shows_resources_modules_and_components(apf, daemon):
     assert result.exit_code == 0
     text = result.stdout
     assert "\x1b" not in text
-    assert "2 instances wait for room" in text
+    assert "1 instances, 2 wait for room" in text
     memory = next(line for line in text.splitlines() if line.startswith("memory"))
     assert "6.0 GiB" in memory
     assert "1.9 GiB (30.9 %)" in memory
