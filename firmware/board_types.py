@@ -69,6 +69,9 @@ class Thresholds:
     memory_low_percent: int = 75
     hold_ms: int = 3000
     cooldown_ms: int = 10_000  # between two moves off the same CNM
+    rest_ms: int = 60_000  # an instance that was moved by the card itself stays so long
+    room_ms: int = 5000  # so long something waits before others move for it
+    moves_per_hour: int = 120  # that nobody asked for by name, on the whole card; 0: none
     temp_high_mdegc: int = 95_000
     temp_low_mdegc: int = 85_000
 

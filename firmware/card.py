@@ -135,10 +135,12 @@ class Card:
             self.inventory,
             self.decisions,
             self.reconciler,
+            self.placer,
             self.events,
             board.thresholds,
-            self.monitor.cpu_milli,
+            self._use_of,
         )
+        self.rebalancer.room.enabled = not safe_mode
         self.sessions = CnmSessions(loop, ports.entropy, ports.blobs, self.events, self.ctx)
         self.discovery = Discovery(
             loop,
@@ -346,6 +348,10 @@ class Card:
             and cnm.state in (CnmState.OFF, CnmState.BOOTING)
         ]
         return f"the card has just started and {', '.join(late)} still to boot" if late else ""
+
+    def _use_of(self, cnm_id: str, instance: str) -> int:
+        cnm = self.inventory.get(cnm_id)
+        return self.monitor.cpu_milli(cnm, instance) if cnm is not None else 0
 
     def _on_loaded(self, cnm: Cnm) -> None:
         if not self.safe_mode and not cnm.draining:

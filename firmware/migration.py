@@ -7,7 +7,7 @@
 `firmware.decide` says when; a move survives every crash because only these decisions are kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from firmware.assignments import Assignment
@@ -34,6 +34,7 @@ class Migration:
         events: EventLog,
     ) -> None:
         self.on_room: Callable[[], None] = lambda: None  # a module has room again
+        self.on_end: Callable[[str, bool], None] = lambda instance, good: None  # of a move
         self._inventory = inventory
         self._decisions = decisions
         self._deployer = deployer
@@ -42,10 +43,17 @@ class Migration:
         self._events = events
 
     def migrate_component(
-        self, instance: str, to: str | None, why: str, done: Callable[[str], None]
+        self,
+        instance: str,
+        to: str | None,
+        why: str,
+        done: Callable[[str], None],
+        *,
+        data: Mapping[str, object] | None = None,
     ) -> None:
         """Begin a move; `done` gets "" when it is decided, or why not. Nothing has happened to
-        the instance when it is refused."""
+        the instance when it is refused. `data` is more to be said in the event: what it gains, and
+        what it costs."""
         assignment = self._decisions.assignments.get(instance)
         component = self._component(assignment) if assignment else None
         error = self._cannot_move(instance, assignment, component)
@@ -64,6 +72,7 @@ class Migration:
         def decided(good: bool) -> None:
             if not good:
                 self._placer.sync(self._decisions.assignments.get(instance), component)
+                self.on_room()
                 done("the decision could not be written to the journal")
                 return
             self._events.emit(
@@ -72,7 +81,7 @@ class Migration:
                 f"{target.cnm}: {why}",
                 cnm=target.cnm,
                 instance=instance,
-                data={"generation": target.generation, "why": why},
+                data={"generation": target.generation, "why": why, **(data or {})},
             )
             done("")
 
@@ -117,6 +126,7 @@ class Migration:
                     data={"generation": target.generation},
                 )
                 self.on_room()
+                self.on_end(assignment.instance, True)
 
         self._decisions.assign([flipped], decided)
 
@@ -133,6 +143,8 @@ class Migration:
                     f"{assignment.instance}: {reason}",
                     instance=assignment.instance,
                 )
+                self.on_room()  # at the target
+                self.on_end(assignment.instance, False)
 
         self._decisions.assign([back], decided)
 

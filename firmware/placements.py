@@ -37,6 +37,7 @@ class Placements:
         kick: Callable[[str], None],
     ) -> None:
         self.pending: dict[str, dict[str, str]] = {}  # instance -> CNM -> why not there
+        self.on_no_room: Callable[[], None] = lambda: None  # something waits that fits nowhere
         self.settling: Callable[[], str] = lambda: ""  # why nothing new is placed yet
         self._loop = loop
         self._inventory = inventory
@@ -70,6 +71,7 @@ class Placements:
                     EventCode.INSTANCE_PENDING, f"{instance}: {choice.text()}", instance=instance
                 )
             self.pending[instance] = choice.reasons
+            self.on_no_room()
             return
         place = self.place_on(choice)
         base = before or Assignment(

@@ -94,8 +94,13 @@ class Reconciler:
         self.kick_all(self._decisions.of_workload(name))
 
     def kick_cnm(self, cnm: Cnm) -> None:
-        """Everything that is, or is about to be, on this module; and what waits for room."""
-        self.kick_all(self._decisions.concerned(cnm.id))
+        """Everything that is, or is about to be, on this module; and what waits for room. What a
+        lost module held goes to others, the most constrained first."""
+        concerned = self._decisions.concerned(cnm.id)
+        if not cnm.schedulable:
+            tightness = self._placer.tightness
+            concerned = sorted(concerned, key=lambda name: (-tightness(name), name))
+        self.kick_all(concerned)
         self.kick_pending()
 
     def kick_pending(self) -> None:
