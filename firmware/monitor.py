@@ -167,6 +167,8 @@ class Monitor:
         counters = (entry.reading("cpu_us"), entry.reading("io_bytes"), link_bytes)
         reserved_bytes = self._reserved_bytes(cnm, entry.instance)
         memory_bytes = entry.reading("memory_bytes")
+        if memory_bytes is not None and cnm.capabilities is not None:
+            memory_bytes = min(memory_bytes, cnm.capabilities.memory_bytes)  # whatever it says
         if self._profiler.observe(component, meter, now_ns, counters, memory_bytes, reserved_bytes):
             self._on_floor()
 

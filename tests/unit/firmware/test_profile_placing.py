@@ -241,6 +241,18 @@ def test_a_peak_above_the_reservation_shows_in_the_row(bench: Bench) -> None:
     assert row["bins"]["memory_bytes"][0]["ppm"] == 1_000_000
 
 
+def test_nothing_uses_more_memory_than_its_module_has(bench: Bench) -> None:
+    assert bench.cnm.capabilities is not None
+    has_bytes = bench.cnm.capabilities.memory_bytes
+    tell(bench, 1, memory_mib=(has_bytes >> 20) * 2, instances=("shop/web/0",))
+    web = profile(bench, "web")
+    assert (web.peak(1), web.floor_bytes) == (has_bytes, has_bytes * 115 // 100)
+    component = SHOP.component("web")
+    assert component is not None
+    choice = bench.card.placer.choose("shop", component, "shop/web/7")
+    assert choice == "cnm0", "what no module has makes nothing unplaceable"
+
+
 def test_an_end_for_want_of_memory_is_learned_once(bench: Bench) -> None:
     name = "shop/web/0"
     ended = replace(

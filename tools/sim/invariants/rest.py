@@ -160,7 +160,7 @@ class Rest:
             return False  # it has its place: it must come to run there
         if not _anywhere(component):
             return True
-        need = Room.of(component)
+        need = Room.most(component)
         for cnm, module in self._modules.items():
             if self._takes(cnm, component, module) and self._fits(cnm, need):
                 return False
@@ -173,7 +173,7 @@ class Rest:
             for component in workload.components:
                 if not _anywhere(component) or component.depends_on:
                     continue
-                need = Room.of(component)
+                need = Room.most(component)
                 for index in range(component.replicas):
                     instance = instance_name(name, component.name, index)
                     held = self._decided.held.get(instance)

@@ -37,6 +37,14 @@ class Room:
         return found
 
     @classmethod
+    def most(cls, component: Component) -> Self:
+        """The most that it may have to wait for: what it was measured to use of its memory raises
+        what it reserves, up to its limit (`firmware.profile_needs`)."""
+        found = cls.of(component)
+        found.memory_bytes = max(found.memory_bytes, component.resources.memory_limit_bytes)
+        return found
+
+    @classmethod
     def in_module(cls, module: Module) -> Self:
         """What a module is made of."""
         found = cls(module.cores_milli, module.memory_bytes, module.nvme_bytes, module.link_mbit)
