@@ -104,7 +104,7 @@ class RoomMaker:
                 continue
             if constraints.together or constraints.companions:
                 continue
-            found.append(Want(demand=demand, constraints=constraints))
+            found.append(Want(demand=demand, constraints=constraints, worth=MAX_CHAIN))
             if len(found) >= WANTS_MOST:
                 break
         return found

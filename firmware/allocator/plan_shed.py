@@ -55,9 +55,11 @@ class ShedPlanner:
             if chain is not None and (best is None or relief > best[0]):
                 best = relief, -place, chain
             yield
-        if best is None and min(self._rules.budget, self._rules.chain) >= 2:
-            for hold in leavers:
-                chain = yield from self._swap(hot, hold, excess)
+        hoped = min(excess, self._of(hot, leavers[0])) if leavers else 0
+        relieved = best[0] if best is not None else 0
+        if relieved * 2 < hoped and min(self._rules.budget, self._rules.chain) >= 2:
+            for hold in leavers:  # two moves have to bring more than twice as much
+                chain = yield from self._swap(hot, hold, excess, 2 * relieved)
                 if chain is not None:
                     best = chain.gain, 0, chain
                     break
@@ -102,7 +104,9 @@ class ShedPlanner:
         self._sketch.undo(move, hold)
         return self._chain([(move, hold)], relief)
 
-    def _swap(self, hot: Room, hold: Hold, excess: int) -> Generator[None, None, Chain | None]:
+    def _swap(
+        self, hot: Room, hold: Hold, excess: int, above: int
+    ) -> Generator[None, None, Chain | None]:
         """Another one makes place for it; that one comes here, or goes to a third CNM."""
         kind, leaves = self._sketch.kind_of(hold), self._of(hot, hold)
         hosts = sorted(
@@ -115,11 +119,14 @@ class ShedPlanner:
                 continue
             for other in sorted(host.holds.values(), key=lambda h: (self._of(host, h), h.instance)):
                 comes = self._of(host, other)
-                if leaves - comes < self._rules.least_gain or not self._reach.movable(other):
+                gain = min(excess, leaves - comes)
+                if gain <= above or gain < self._rules.least_gain * 2:
+                    break  # the others use more
+                if not self._reach.movable(other):
                     continue
                 if not self._stays_cool(host, leaves - comes):
                     continue
-                chain = self._exchange(hot, hold, host, other, min(excess, leaves - comes))
+                chain = self._exchange(hot, hold, host, other, gain)
                 if chain is not None:
                     return chain
         return None
