@@ -49,6 +49,10 @@ class ChainRunner:
             self._spent.popleft()
         return self._per_hour - len(self._spent)
 
+    def spend(self) -> None:
+        """A move was decided."""
+        self._spent.append(self._loop.now_ns())
+
     @property
     def busy(self) -> bool:
         """A chain is under way. One whose instance was removed or lost meanwhile is over."""
@@ -80,7 +84,7 @@ class ChainRunner:
             if error:
                 self._drop()
             else:
-                self._spent.append(self._loop.now_ns())
+                self.spend()
                 self._moved(move.instance)
 
         self._migration.migrate_component(

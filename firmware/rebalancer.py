@@ -52,7 +52,7 @@ class Rebalancer:
         self._events = events
         self._thresholds = thresholds
         self._use = use
-        self._runner = ChainRunner(
+        self.runner = ChainRunner(
             loop, placer.state, decisions, reconciler.migration, thresholds.moves_per_hour
         )
         self.room = RoomMaker(
@@ -60,7 +60,7 @@ class Rebalancer:
             decisions,
             placer,
             reconciler.placements,
-            self._runner,
+            self.runner,
             thresholds.room_ms,
             may_move=self._may_move,
             moved=self._note_move,
@@ -115,7 +115,7 @@ class Rebalancer:
         now_ns, cooldown_ns = self._loop.now_ns(), self._thresholds.cooldown_ms * MS
         if now_ns - self._shed_ns.get(cnm.id, -cooldown_ns) < cooldown_ns:
             return
-        if self._planning is not None or self._runner.busy or self._runner.left() <= 0:
+        if self._planning is not None or self.runner.busy or self.runner.left() <= 0:
             return  # the next report asks again
         for instance in [i for i in self._moved_ns if not self._resting(i)]:
             del self._moved_ns[instance]
@@ -130,7 +130,7 @@ class Rebalancer:
             self._placer.state,
             cnm.id,
             self._use,
-            Rules(budget=min(MAX_CHAIN, self._runner.left()), may_move=self._may_leave),
+            Rules(budget=min(MAX_CHAIN, self.runner.left()), may_move=self._may_leave),
             high_percent=self._thresholds.cpu_high_percent,
             low_percent=self._thresholds.cpu_low_percent,
         )
@@ -141,7 +141,7 @@ class Rebalancer:
             if next(steps, self) is self:
                 self._planning = None
                 for chain in planner.plan.chains:
-                    self._runner.run(chain, self._note_move)
+                    self.runner.run(chain, self._note_move)
                 return
         self._loop.post(lambda: self._shed_step(planner, steps))
 
