@@ -37,4 +37,7 @@ def extensions() -> list[object]:
     return list(mypycify(files, opt_level="1", debug_level="0"))
 
 
-setup(cffi_modules=["hal/native_build.py:FFIBUILDER"], ext_modules=extensions())
+setup(
+    cffi_modules=["hal/native_build.py:FFIBUILDER", "hal/native_placement_build.py:FFIBUILDER"],
+    ext_modules=extensions(),
+)

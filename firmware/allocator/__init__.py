@@ -1,15 +1,21 @@
 """Placement: who can hold an instance, and who does it best (DESIGN section 2).
 
 Pure: no clock, no input or output; equal books give equal answers, in every process. Everything
-else on the card asks `place` and `find_alternative_cnm`, and books with `AllocatorState.commit`;
-a better allocator takes their place.
+else on the card asks `place` and `find_alternative_cnm`, books with `AllocatorState.commit`, and
+tells of each new request with `AllocatorState.observe`, from which the card learns its mix.
+
+For what plans and explains: `fits` says which units a demand would get on a CNM;
+`AllocatorState.copy` gives books to try things in, and `commit` with `release` restores the books
+exactly; `fragmentation_milli` says how many thousandths of accelerators are free but of no use to
+the present mix, on one CNM or on all; `score.criteria` is what a choice compares.
 """
 
 from dataclasses import replace
 
 from firmware.allocator.filter import candidates, never_fits, select_cnms
-from firmware.allocator.score import select_best_cnm
-from firmware.allocator.state import AllocatorState, Hold, Node
+from firmware.allocator.index import index_of, is_simple
+from firmware.allocator.score import fragmentation_milli, select_best_cnm
+from firmware.allocator.state import AllocatorState, Hold, Node, first_shortage
 from firmware.allocator.types import (
     NO_CONSTRAINTS,
     WHOLE_MILLI,
@@ -24,6 +30,7 @@ from firmware.allocator.types import (
     Placement,
     Unplaceable,
 )
+from firmware.allocator.units import choose_units
 
 __all__ = [
     "NO_CONSTRAINTS",
@@ -41,7 +48,10 @@ __all__ = [
     "Node",
     "Placement",
     "Unplaceable",
+    "best_cnm",
     "find_alternative_cnm",
+    "fits",
+    "fragmentation_milli",
     "never_fits",
     "place",
     "select_best_cnm",
@@ -53,10 +63,28 @@ def place(
     state: AllocatorState, demand: Demand, constraints: Constraints = NO_CONSTRAINTS
 ) -> Placement | Unplaceable:
     """The one question. Books nothing: `state.commit` does, with the same demand."""
-    found = candidates(state, demand, constraints)
-    if found:
-        return Placement(cnm=select_best_cnm(state, found, demand, constraints))
+    best = best_cnm(state, demand, constraints)
+    if best is not None:
+        return Placement(cnm=best)
     return Unplaceable(reasons=select_cnms(state, demand, constraints)[1])
+
+
+def best_cnm(
+    state: AllocatorState, demand: Demand, constraints: Constraints = NO_CONSTRAINTS
+) -> str | None:
+    """What `place` chooses, without a word why not: for who asks often."""
+    if is_simple(state, demand, constraints):
+        return index_of(state).best(state, demand, constraints)
+    found = candidates(state, demand, constraints)
+    return select_best_cnm(state, found, demand, constraints) if found else None
+
+
+def fits(state: AllocatorState, cnm: str, demand: Demand) -> tuple[AcceleratorUnit, ...] | None:
+    """The units that `commit` would give it on this CNM; None where it would refuse."""
+    node = state.nodes.get(cnm)
+    if node is None or first_shortage(node, demand):
+        return None
+    return choose_units(node.free_milli, node.scopes, demand.accelerators)
 
 
 def find_alternative_cnm(

@@ -169,7 +169,7 @@ def _units_for(node: Node, wanted: AcceleratorDemand) -> list[int]:
     return [
         milli
         for (kind, model), units in node.free_milli.items()
-        if kind == wanted.kind and wanted.model in (None, model)
+        if kind == wanted.kind and wanted.takes(model)
         for milli in units
     ]
 

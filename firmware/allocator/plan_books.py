@@ -86,7 +86,7 @@ class Room:
         if only is not None:
             milli, left = only.milli, only.count
             for key, units in self.units.items():
-                if key[0] == only.kind and only.model in (None, key[1]):
+                if key[0] == only.kind and only.takes(key[1]):
                     for unit in units:
                         if unit >= milli:
                             left -= 1

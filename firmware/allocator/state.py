@@ -6,7 +6,10 @@ found to run already, may go beyond a capacity that has shrunk; such a CNM has n
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from firmware.allocator.fragmentation import Tables
+from firmware.allocator.mix import RequestMix
 from firmware.allocator.types import (
     DIMENSIONS,
     NO_CONSTRAINTS,
@@ -21,6 +24,9 @@ from firmware.allocator.types import (
 )
 from firmware.allocator.units import PoolKey, UnitShortage, choose_units
 from firmware.allocator.words import shortage
+
+if TYPE_CHECKING:
+    from firmware.allocator.index import Index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,8 @@ class Node:
         self.used: Vector = NOTHING
         self.expected_cpu_milli = 0  # reservations or measured use, whichever is more
         self.expected_memory_bytes = 0
+        self.hinted_cpu_milli = 0  # the part of it that was measured
+        self.hinted_memory_bytes = 0
         self.holds: dict[str, Hold] = {}
         self.components: dict[tuple[str, str], int] = {}  # (workload, component) -> instances
         self.free_milli: dict[PoolKey, list[int]] = {}
@@ -91,6 +99,8 @@ class Node:
         twin.used = self.used
         twin.expected_cpu_milli = self.expected_cpu_milli
         twin.expected_memory_bytes = self.expected_memory_bytes
+        twin.hinted_cpu_milli = self.hinted_cpu_milli
+        twin.hinted_memory_bytes = self.hinted_memory_bytes
         twin.holds = dict(self.holds)
         twin.components = dict(self.components)
         twin.free_milli = {key: list(units) for key, units in self.free_milli.items()}
@@ -110,6 +120,10 @@ class Node:
         )
         self.expected_cpu_milli += sign * hold.demand.expected_cpu_milli
         self.expected_memory_bytes += sign * hold.demand.expected_memory_bytes
+        if hold.demand.hint_cpu_milli:
+            self.hinted_cpu_milli += sign * hold.demand.expected_cpu_milli
+        if hold.demand.hint_memory_bytes:
+            self.hinted_memory_bytes += sign * hold.demand.expected_memory_bytes
         key = (hold.constraints.workload, hold.constraints.component)
         count = self.components.get(key, 0) + sign
         if count:
@@ -132,14 +146,44 @@ class AllocatorState:
         self.nodes: dict[str, Node] = {}
         self._where: dict[str, set[str]] = {}  # instance -> CNMs; two during a move
         self._members: dict[str, set[tuple[str, str]]] = {}  # workload -> (instance, CNM)
+        self.mix = RequestMix()
+        self.pool_free: dict[PoolKey, int] = {}  # milli left of a model, on all CNMs
+        self.cache: Index | None = None  # what `place` keeps between questions; see index.py
+        self.touched: set[str] = set()  # CNMs that have changed since it looked
+        self.layout = 0  # grows when CNMs or their units come or go
+        self.eligibility = 0  # grows when who takes what has changed
+        self._tables = Tables(self.mix)
+
+    def observe(self, demand: Demand) -> None:
+        """One new request of this kind has come: the card learns its mix. What asks again, moves
+        or only asks what if, is none."""
+        self.mix.observe(demand)
+
+    @property
+    def tables(self) -> Tables:
+        """The present mix, ready for evaluation."""
+        if self._tables.revision != self.mix.revision:
+            self._tables = Tables(self.mix)
+        return self._tables
 
     def add_cnm(self, view: CnmView) -> None:
         """A new CNM, or a new view of one that is known."""
         node = self.nodes.get(view.id)
         if node is None:
-            self.nodes[view.id] = Node(view)
+            node = self.nodes[view.id] = Node(view)
         else:
+            self._count_pools(node, -1)
             node.set_view(view)
+        self._count_pools(node, 1)
+        self.layout += 1
+
+    def _count_pools(self, node: Node, sign: int) -> None:
+        for key, units in node.free_milli.items():
+            left = self.pool_free.get(key, 0) + sign * sum(units)
+            if left:
+                self.pool_free[key] = left
+            else:
+                self.pool_free.pop(key, None)
 
     def remove_cnm(self, cnm: str) -> tuple[str, ...]:
         """Forget a CNM and what is held there; the instances that it held. Unknown: none."""
@@ -149,18 +193,23 @@ class AllocatorState:
         gone = tuple(sorted(node.holds))
         for instance in gone:
             self.release(instance, cnm)
+        self._count_pools(node, -1)
+        self.layout += 1
         del self.nodes[cnm]
         return gone
 
     def set_schedulable(self, cnm: str, why_not: str) -> None:
         """ "" lets it take new instances; anything else is the reason why it does not."""
         node = self.nodes[cnm]
-        node.view = replace(node.view, why_not=why_not)
+        if node.view.why_not != why_not:
+            node.view = replace(node.view, why_not=why_not)
+            self.eligibility += 1
 
     def set_load(self, cnm: str, *, cpu_milli: int, memory_bytes: int) -> None:
         """What the CNM was last measured to use."""
         node = self.nodes[cnm]
         node.view = replace(node.view, load_cpu_milli=cpu_milli, load_memory_bytes=memory_bytes)
+        self.touched.add(cnm)
 
     def set_headroom(
         self, cnm: str, *, power_mw: int | None = None, thermal_mc: int | None = None
@@ -168,6 +217,7 @@ class AllocatorState:
         """How far it was last measured to be below its limits; None: not known."""
         node = self.nodes[cnm]
         node.view = replace(node.view, power_headroom_mw=power_mw, thermal_headroom_mc=thermal_mc)
+        self.touched.add(cnm)
 
     def commit(
         self,
@@ -175,8 +225,10 @@ class AllocatorState:
         cnm: str,
         demand: Demand,
         constraints: Constraints = NO_CONSTRAINTS,
+        units: tuple[AcceleratorUnit, ...] | None = None,
     ) -> tuple[AcceleratorUnit, ...]:
         """Give it to the instance. One instance may be on two CNMs (a move), never twice on one.
+        `units` are given as they are, where it is known which it has; else the best are chosen.
         Raises DoesNotFit with the first shortage; then nothing has changed."""
         node = self.nodes.get(cnm)
         if node is None:
@@ -186,7 +238,14 @@ class AllocatorState:
         short = first_shortage(node, demand)
         if short:
             raise DoesNotFit(instance, cnm, short)
-        units = choose_units(node.free_milli, node.scopes, demand.accelerators)
+        if units is None:
+            units = choose_units(node.free_milli, node.scopes, demand.accelerators)
+        else:
+            for unit in units:
+                left = node.free_milli.get((unit.kind, unit.model), [])
+                if unit.index >= len(left) or left[unit.index] < unit.milli:
+                    name = f"{unit.kind}/{unit.model} {unit.index}"
+                    raise DoesNotFit(instance, cnm, f"{name}: {unit.milli} milli are not free")
         self._hold(node, instance, demand, constraints, units)
         return units
 
@@ -221,7 +280,12 @@ class AllocatorState:
         units: tuple[AcceleratorUnit, ...],
     ) -> None:
         hold = Hold(instance=instance, demand=demand, constraints=constraints, units=units)
+        if units:
+            self._count_pools(node, -1)
         node.hold(hold)
+        if units:
+            self._count_pools(node, 1)
+        self.touched.add(node.view.id)
         self._where.setdefault(instance, set()).add(node.view.id)
         self._members.setdefault(constraints.workload, set()).add((instance, node.view.id))
 
@@ -230,7 +294,11 @@ class AllocatorState:
         places = self._where.get(instance, set())
         gone = [place for place in places if cnm in (None, place)]
         for place in gone:
-            workload = self.nodes[place].drop(instance).constraints.workload
+            node = self.nodes[place]
+            self._count_pools(node, -1)
+            workload = node.drop(instance).constraints.workload
+            self._count_pools(node, 1)
+            self.touched.add(place)
             places.discard(place)
             members = self._members[workload]
             members.discard((instance, place))
@@ -246,6 +314,8 @@ class AllocatorState:
         twin.nodes = {cnm: node.copy() for cnm, node in self.nodes.items()}
         twin._where = {instance: set(places) for instance, places in self._where.items()}
         twin._members = {workload: set(pairs) for workload, pairs in self._members.items()}
+        twin.mix, twin._tables = self.mix.copy(), self._tables
+        twin.pool_free = dict(self.pool_free)
         return twin
 
     def without(self, instance: str, cnm: str | None = None) -> "AllocatorState":
@@ -254,6 +324,8 @@ class AllocatorState:
         twin = AllocatorState()
         twin.nodes, twin._where = dict(self.nodes), dict(self._where)
         twin._members = dict(self._members)
+        twin.mix, twin._tables = self.mix.copy(), self._tables
+        twin.pool_free = dict(self.pool_free)
         for place in self.places(instance):
             if cnm in (None, place):
                 twin.nodes[place] = self.nodes[place].copy()

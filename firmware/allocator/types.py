@@ -13,12 +13,17 @@ NOTHING: Final[Vector] = (0, 0, 0, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceleratorDemand:
-    """`count` different units of a kind, of each `milli` thousandths. Model None is any."""
+    """`count` different units of a kind, of each `milli` thousandths. Model None is any; "a|b" is
+    one of two."""
 
     kind: str
     model: str | None = None
     count: int = 1
     milli: int = WHOLE_MILLI
+
+    def takes(self, model: str) -> bool:
+        """Whether a unit of this model will do."""
+        return self.model is None or self.model == model or model in self.model.split("|")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

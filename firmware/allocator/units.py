@@ -36,7 +36,7 @@ def choose_units(
         fitting = sorted(
             (units[index], key[1], index)
             for key, units in left.items()
-            if key[0] == demand.kind and demand.model in (None, key[1])
+            if key[0] == demand.kind and demand.takes(key[1])
             for index in range(len(units))
             if units[index] >= demand.milli
         )
@@ -64,7 +64,7 @@ def _shortage(
     units = [
         milli
         for key, units in left.items()
-        if key[0] == demand.kind and demand.model in (None, key[1])
+        if key[0] == demand.kind and demand.takes(key[1])
         for milli in units
     ]
     what = "whole" if demand.milli == WHOLE_MILLI else f"with {demand.milli} milli each"
