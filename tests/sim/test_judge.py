@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from firmware.loop import MS
+from firmware.workload import Workload
 from hal.errors import StoreFull
 from hal.mock.disk import Disk
 from hal.mock.instance import Behaviour, MockInstance
@@ -24,6 +25,7 @@ from tools.sim.invariants.names import Invariant, Violation
 from tools.sim.invariants.obeyed import SETTLED_NS
 from tools.sim.invariants.repeat import check_repeats
 from tools.sim.invariants.rest import RECOVERY_NS
+from tools.sim.invariants.room import Room
 from tools.sim.invariants.spread import AFTER_NS
 from tools.sim.invariants.stored import Stored
 from tools.sim.invariants.told import SILENT_MOST
@@ -775,3 +777,13 @@ def test_every_invariant_is_broken_by_a_test_here() -> None:
     with open(__file__, encoding="utf-8") as file:
         text = file.read()
     assert [name for name in Invariant.__members__ if f"== Invariant.{name}" not in text] == []
+
+
+def test_what_was_killed_for_want_of_memory_may_wait_for_more_than_it_declares() -> None:
+    document = component(resources={"memory_bytes": 7 << 30})
+    [one] = Workload.from_json(workload("shop", document)).components
+    assert Room.most(one).memory_bytes == 7 << 30
+    assert Room.most(one, ooms=1).memory_bytes == (7 << 30) * 6 // 5
+    limited = component(resources={"memory_bytes": 1 << 30, "memory_limit_bytes": 2 << 30})
+    [other] = Workload.from_json(workload("shop", limited)).components
+    assert Room.most(other, ooms=5).memory_bytes == 2 << 30

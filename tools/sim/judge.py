@@ -109,6 +109,10 @@ class Judge:
     def starts_of(self, instance: str) -> list[Started]:
         return [start for start in self.starts if start.instance == instance]
 
+    def room_of(self, component: Component) -> Room:
+        """The most that an instance of it may hold or wait for."""
+        return self._running.most(component)
+
     def fail(self, invariant: str, text: str) -> NoReturn:
         """Raises Violation, with what is needed to see it again."""
         last = "\n".join(

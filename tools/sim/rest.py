@@ -113,7 +113,7 @@ class Rest:
     def _check_no_room(self, instance: str, rows: Mapping[str, Any]) -> None:
         """It is pending: no module has the room that it asks for. What waits at its place for
         another component that is pending has its room there, though it does not run."""
-        need = Room.of(self.world.components[instance])
+        need = self.world.judge.room_of(self.world.components[instance])
         held = {name: Room() for name in self.world.modules}
         running = self.world.running()
         places = {name: cnm for name, (cnm, _, _) in running.items()}
@@ -121,7 +121,7 @@ class Rest:
             if name not in running and row["cnm"] is not None and waits_for_pending(row, rows):
                 places[name] = row["cnm"]
         for name, cnm in places.items():
-            held[cnm].add(Room.of(self.world.components[name]))
+            held[cnm].add(self.world.judge.room_of(self.world.components[name]))
         for slot in self.world.board.slots:
             held[slot.id].add(need)
             if not held[slot.id].over(Room.in_module(slot.module)):

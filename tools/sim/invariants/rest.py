@@ -160,7 +160,7 @@ class Rest:
             return False  # it has its place: it must come to run there
         if not _anywhere(component):
             return True
-        need = Room.most(component)
+        need = self._running.most(component)
         for cnm, module in self._modules.items():
             if self._takes(cnm, component, module) and self._fits(cnm, need):
                 return False
@@ -173,7 +173,7 @@ class Rest:
             for component in workload.components:
                 if not _anywhere(component) or component.depends_on:
                     continue
-                need = Room.most(component)
+                need = self._running.most(component)
                 for index in range(component.replicas):
                     instance = instance_name(name, component.name, index)
                     held = self._decided.held.get(instance)
@@ -194,7 +194,13 @@ class Rest:
         )
 
     def _fits(self, cnm: str, need: Room) -> bool:
-        return not total((self._decided.booked(cnm), need)).over(self._capacity[cnm])
+        """Whatever is there may have been measured to need more than it declares."""
+        there = [
+            self._running.most(self._decided.component(name))
+            for name, held in sorted(self._decided.held.items())
+            if any(other == cnm for other, _ in held.holds)
+        ]
+        return not total((*there, need)).over(self._capacity[cnm])
 
 
 def _by_itself(one: MockInstance) -> bool:

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from firmware.board_types import Module
+from firmware.profile import OOM_LEAST_BYTES, OOM_PERCENT
+from firmware.profile_needs import DEFAULT_MEMORY_BYTES
 from firmware.workload import Component
 
+OOMS_MOST: Final = 40  # by then it is more than any module has
 WHOLE_MILLI: Final = 1000  # of one device
 
 
@@ -37,11 +40,16 @@ class Room:
         return found
 
     @classmethod
-    def most(cls, component: Component) -> Self:
+    def most(cls, component: Component, ooms: int = 0) -> Self:
         """The most that it may have to wait for: what it was measured to use of its memory raises
-        what it reserves, up to its limit (`firmware.profile_needs`)."""
+        what it reserves, and so does each kill for want of it, up to its limit
+        (`firmware.profile`, `firmware.profile_needs`)."""
         found = cls.of(component)
-        found.memory_bytes = max(found.memory_bytes, component.resources.memory_limit_bytes)
+        limit = component.resources.memory_limit_bytes
+        found.memory_bytes = max(found.memory_bytes, limit)
+        for _ in range(0 if limit else min(ooms, OOMS_MOST)):
+            used = found.memory_bytes or DEFAULT_MEMORY_BYTES
+            found.memory_bytes = max(used + OOM_LEAST_BYTES, used * (100 + OOM_PERCENT) // 100)
         return found
 
     @classmethod

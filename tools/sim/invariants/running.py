@@ -2,12 +2,14 @@
 never more on a module than it has, moves included (I3). Told of each start and end as it happens.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from firmware.workload import Component
 from hal.mock.instance import MockInstance
 from hal.mock.kernel import VirtualKernel
+from hal.ports import ExitReason
 from tools.sim.invariants.names import Fail, Invariant
 from tools.sim.invariants.room import Room
 
@@ -44,6 +46,7 @@ class Running:
         self.starts: list[Started] = []
         self.on_start: list[Callable[[Started], None]] = []  # more to check at each start
         self.ended: dict[str, MockInstance] = {}  # instance -> what ended last
+        self.ooms: Counter[tuple[str, str]] = Counter()  # kills by image and component's name
         self.liars: set[str] = set()  # modules that claim to be what they are not: no sums there
         self._kernel = kernel
         self._component_of = component_of
@@ -98,10 +101,17 @@ class Running:
         self._shown = None
         name, _ = instance_of(one)
         self.ended[name] = one
+        if one.exit is not None and one.exit.reason is ExitReason.OOM_KILLED:
+            component = self._component_of(name)
+            self.ooms[component.image, component.name] += 1
         if self._alive.get(name) is one:
             del self._alive[name]
             cnm, room = self._held.pop(name)
             self._used[cnm].add(room, -1)
+
+    def most(self, component: Component) -> Room:
+        """What an instance of it may hold or wait for, after all that has happened to it."""
+        return Room.most(component, self.ooms[component.image, component.name])
 
     def _look_at_start(self, one: MockInstance, name: str, generation: int) -> None:
         cnm = one.place
