@@ -1,7 +1,8 @@
 """How the card is filled, resource by resource: reserved, free, stranded, fragmented. Pure.
 
-The mix is what the card is asked for: the demands of all that is held now, the most frequent
-first. With it, of the free amount of a resource on one module:
+The mix is what the card is asked for of late (firmware.allocator.mix), the most frequent first; as
+long as that has learned nothing, the demands of all that is held now. With it, of the free amount
+of a resource on one module:
 
 - stranded: of the demands in the mix that want this resource, none fits there, because something
   else is exhausted. Nobody who is likely to come can use it.
@@ -14,11 +15,12 @@ free. Labels, arch and runtimes do not count: this is about amounts.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from firmware.allocator import AcceleratorDemand, AllocatorState, Demand, Node
+from firmware.allocator.mix import RequestClass
 from firmware.allocator.types import DIMENSIONS, WHOLE_MILLI
 from firmware.allocator.units import UnitShortage, choose_units
 
@@ -70,7 +72,7 @@ class Occupancy:
 
 def occupancy(state: AllocatorState) -> Occupancy:
     """All modules in the order of their ids."""
-    found = Occupancy(mix=mix_of(state.nodes.values()))
+    found = Occupancy(mix=mix_of(state))
     found.card = {name: Amounts() for name in RESOURCES}
     wanting = [
         [(place, shape.weight) for place, shape in enumerate(found.mix) if shape.wants[index]]
@@ -91,10 +93,13 @@ def occupancy(state: AllocatorState) -> Occupancy:
     return found
 
 
-def mix_of(nodes: Iterable[Node]) -> tuple[Shape, ...]:
-    """The most frequent demands of what is held; equal counts in the order of their amounts."""
+def mix_of(state: AllocatorState) -> tuple[Shape, ...]:
+    """The most frequent demands, learned or held; equal counts in the order of their amounts."""
+    learned = state.mix.classes()
+    if learned:
+        return tuple(_shape(key, weight) for key, weight in learned[:MIX_SHAPES])
     counts: Counter[tuple[tuple[int, ...], tuple[AcceleratorDemand, ...]]] = Counter()
-    for node in nodes:
+    for node in state.nodes.values():
         for hold in node.holds.values():
             counts[_wants(hold.demand), hold.demand.accelerators] += 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0][0], repr(item[0][1])))
@@ -102,6 +107,14 @@ def mix_of(nodes: Iterable[Node]) -> tuple[Shape, ...]:
         Shape(wants=wants, accelerators=accelerators, weight=count)
         for (wants, accelerators), count in ordered[:MIX_SHAPES]
     )
+
+
+def _shape(key: RequestClass, weight: int) -> Shape:
+    units: tuple[AcceleratorDemand, ...] = ()
+    if key.wanted_milli:
+        model = key.model or None
+        units = (AcceleratorDemand(kind=key.kind, model=model, count=key.count, milli=key.milli),)
+    return Shape(wants=(*key.vector, key.wanted_milli), accelerators=units, weight=weight)
 
 
 def _wants(demand: Demand) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from firmware.allocator import (
     Constraints,
     Demand,
 )
+from firmware.allocator.mix import FIRST
 from firmware.occupancy import MIX_SHAPES, RESOURCES, mix_of, occupancy
 
 
@@ -80,10 +81,26 @@ def test_the_mix_is_the_most_frequent_demands_whatever_their_order() -> None:
         return state
 
     numbers = [*range(20), *range(100, 105)]
-    mix = mix_of(filled(numbers).nodes.values())
-    assert mix == mix_of(filled(numbers[::-1]).nodes.values())
+    mix = mix_of(filled(numbers))
+    assert mix == mix_of(filled(numbers[::-1]))
     assert len(mix) == MIX_SHAPES
     assert [shape.weight for shape in mix] == [2] * 5 + [1] * (MIX_SHAPES - 5)
+
+
+def test_what_was_asked_for_of_late_is_the_mix_once_enough_was_asked() -> None:
+    pool = AcceleratorPool(kind="gpu", model="a2", count=2)
+    state = card(Capacity(cpu_milli=1000, memory_bytes=1000, accelerators=(pool,)))
+    state.commit("old", "cnm0", Demand(memory_bytes=10))
+    half = AcceleratorDemand(kind="gpu", model="a2", milli=500)
+    for number in range(FIRST):
+        assert [shape.wants[1] for shape in mix_of(state)] == [10], "not yet enough"
+        state.observe(Demand(cpu_milli=1001, accelerators=(half,)) if number % 4 else Demand())
+    shape, empty = mix_of(state)
+    assert (shape.wants[0], shape.wants[-1], shape.accelerators) == (1001, 500, (half,))
+    assert (shape.weight, empty.wants) == (3 * empty.weight, (0,) * len(RESOURCES))
+    found = occupancy(state)
+    assert found.card["accelerators"].stranded == 2000, "not one of them would get its CPU"
+    assert found.card["memory"].stranded == 0, "nobody asks for it"
 
 
 amounts = st.integers(0, 4)
