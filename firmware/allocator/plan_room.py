@@ -8,7 +8,7 @@ than was thought. That goes on until nothing more is found: planned again on its
 moves.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import combinations, islice
@@ -69,17 +69,35 @@ class RoomPlanner:
         """Each step is short: some thirty CNMs at most."""
         yield from self._sketch.read()
         self._group()
+        budget = self._rules.budget
+        chains: list[Chain] = []
+        begun = -1  # chains when the rooms were last promised from the first to the last
+        while budget > 0 and begun < len(chains):
+            begun = len(chains)
+            yield from self._promise_all()
+            budget = yield from self._round(chains, budget)
+
+    def _promise_all(self) -> Iterator[None]:
+        """Promise all rooms anew, as a planner would that sees the books for the first time."""
+        self._gains.clear()
+        self._real.clear()
+        for room in self._sketch.rooms:
+            self._forgo(room)
+            room.holds = dict(sorted(room.holds.items()))
         for room in self._sketch.rooms:
             self._promise(room)
             yield
-        budget = self._rules.budget
-        chains: list[Chain] = []
+
+    def _round(self, chains: list[Chain], budget: int) -> Generator[None, None, int]:
+        """Search and settle until nothing more is found; what is left of the budget."""
         careful = True  # only what brings nearly what was thought; if that is nothing, anything
         while budget > 0:
             finds: list[_Find] = []
             self._reach.renew()
             for room in self._sketch.rooms:
                 yield from self._look(room, min(budget, self._rules.chain), finds)
+            if not finds:
+                break
             finds.sort(key=_order)
             used = 0
             for find in finds:
@@ -99,6 +117,7 @@ class RoomPlanner:
             careful = used > 0
             if not careful:
                 self._real.clear()
+        return budget
 
     # --- what waits ---
 
