@@ -31,6 +31,7 @@ class DrainPlanner:
         source.open = False  # nothing is put there to make room
         chains: list[Chain] = []
         stuck: list[str] = []
+        asked: set[int] = set()  # kinds for which others were looked for, once
         budget = self._rules.budget
         waiting = [hold for hold in source.holds.values() if self._reach.movable(hold)]
         stuck.extend(name for name in source.holds if name not in {h.instance for h in waiting})
@@ -42,7 +43,8 @@ class DrainPlanner:
             yield
         for _, _, _, hold in sorted(ranked, key=lambda item: item[:3]):
             kind = self._sketch.kind_of(hold)
-            if not self._reach.where(kind):
+            if not self._reach.where(kind) and kind.index not in asked:
+                asked.add(kind.index)
                 self._reach.renew()
                 yield from self._reach.ways(kind)
             most = min(budget, self._rules.chain)
