@@ -161,7 +161,11 @@ class Placer:
     def choose(self, workload: str, component: Component, instance: str) -> str | NoRoom:
         """The best CNM for a new generation."""
         pinned = self._pins(component, instance)
-        return self._ask_all(self._needs(workload, component), pinned)
+        needs = self._needs(workload, component)
+        answer = self._ask_all(needs, pinned)
+        if isinstance(answer, str):
+            self.state.observe(needs[0][0])
+        return answer
 
     def questions(
         self, workload: str, component: Component, instance: str

@@ -25,6 +25,8 @@ BENCHES: Final = {
     "resync": "tools.bench.resync",
     "sim": "tools.bench.sim",
     "recovery": "tools.bench.recovery",
+    "placement": "tools.bench.placement",
+    "openb": "tools.bench.openb_table",
 }
 _COLUMNS: Final = (
     "name",
@@ -58,6 +60,8 @@ def bench_command(session: Session, names: Sequence[str], quick: bool) -> None:
     scale     a card of 1,000 modules and 4,000 components: start, processor, memory, restart
     sim       simulated time against the processor's, at 32 and 1,000 modules; virtual times
     recovery  crash points of the journal a second, and those that don't recover
+    placement one decision of the allocator at three fills; a scan by numpy
+    openb     quality of placement on a production trace; first-fit, BestFit, FGD
     resync    frames that a damaged byte of a serial line costs, by dialect; Linux's receiver
 
     Without a NAME all of them. Ends 0 also when a figure misses what it must reach: a benchmark
