@@ -15,6 +15,7 @@ from firmware.allocator import (
     Demand,
     DoesNotFit,
     Placement,
+    Unplaceable,
     place,
     select_cnms,
 )
@@ -25,6 +26,7 @@ from firmware.allocator.types import DIMENSIONS
 MIB = 1 << 20
 GIB = 1 << 30
 CASES = 10_000
+QUESTIONS = 5  # to one card, one after the other
 FIELDS = dict(
     zip(DIMENSIONS, ("cpu_milli", "memory_bytes", "nvme_bytes", "link_mbit"), strict=False)
 )
@@ -206,6 +208,8 @@ def a_card(rng: random.Random) -> AllocatorState:
             load_cpu_milli=rng.randint(0, 8),
         )
         state.add_cnm(view)
+    for _ in range(rng.choice((0, 40))):  # what it has learned of its mix: nothing, or something
+        state.observe(a_demand(rng))
     for number in range(rng.randint(0, 8)):
         where = rng.choice(sorted(state.nodes))
         adopt = rng.random() < 0.2
@@ -250,8 +254,11 @@ def mended(view: CnmView, seen: Verdict, wanted: Constraints) -> tuple[CnmView, 
 def test_it_says_what_place_does_in_ten_thousand_cases_and_its_remedies_make_it_fit() -> None:
     rng = random.Random(5)
     seen: set[str] = set()
+    state = AllocatorState()
     for case in range(CASES):
-        state, demand, wanted = a_card(rng), a_demand(rng), some_constraints(rng)
+        if case % QUESTIONS == 0:
+            state = a_card(rng)
+        demand, wanted = a_demand(rng), some_constraints(rng)
         found, answer = explain(state, demand, wanted), place(state, demand, wanted)
         names, reasons = select_cnms(state, demand, wanted)
         assert {v.cnm: v.reason for v in found.verdicts if not v.fits} == reasons, case
@@ -268,10 +275,30 @@ def test_it_says_what_place_does_in_ten_thousand_cases_and_its_remedies_make_it_
             seen |= {remedy.kind for remedy in one.remedies}
             check_remedies(state, one, demand, wanted, case)
             seen |= {"release"} if one.releases else set()
+        go_on(state, case, rng, answer, demand, wanted)
     assert seen == {
         "resource", "accelerator", "label", "arch", "runtime", "max_per_cnm", "together",
         "exclude", "state", "release",
     }  # fmt: skip
+
+
+def go_on(
+    state: AllocatorState,
+    case: int,
+    rng: random.Random,
+    answer: Placement | Unplaceable,
+    demand: Demand,
+    wanted: Constraints,
+) -> None:
+    """What `place` keeps between its questions must not tell it anything else than the books."""
+    if isinstance(answer, Placement):
+        state.commit(f"n{case}", answer.cnm, demand, wanted)
+        state.observe(demand)
+    elif held := sorted(state.instances()):
+        state.release(rng.choice(held))
+    where = rng.choice(sorted(state.nodes))
+    state.set_load(where, cpu_milli=rng.randint(0, 8), memory_bytes=rng.randint(0, 8))
+    state.set_schedulable(where, rng.choice(("", "", "", "draining")))
 
 
 def check_remedies(
