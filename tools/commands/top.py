@@ -28,10 +28,10 @@ BUSY_PERMILLE: Final = 900
 def top_command(session: Session, once: bool, components: int) -> None:
     """Use, reservation, fragmentation and stranding of each resource; q or Ctrl-C ends it.
 
-    Stranded is what is free on a module where nothing like what now runs on the card would fit,
-    because something else is exhausted there. Fragmented is the share of what is free that the
-    next instance like those can't use where it lies. With --json: one object a second, with
-    --json --once one envelope. Where stdout is no terminal it is one look.
+    Stranded is what is free on a module where nothing that was asked for of late would fit, because
+    something else is exhausted there. Fragmented is the share of what is free that the next
+    instance of those kinds can't use where it lies. With --json: one object a second, with --json
+    --once one envelope. Where stdout is no terminal it is one look.
     """
     with session.connect() as client:
         if once or (not session.out.as_json and not is_tty(sys.stdout)):
