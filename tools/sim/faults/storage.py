@@ -36,7 +36,12 @@ def rewrite(site: Site, count: int) -> None:
     if journal.in_flight:
         poke(site, count)
         return
-    records = sorted(site.world.disk.journal.durable)
+    # an estimate that could not be read at the start is on the disk, and nowhere else
+    records = sorted(
+        (kind, key)
+        for kind, key in site.world.disk.journal.durable
+        if kind != Kind.PROFILE or journal.get(Kind.PROFILE, key) is not None
+    )
     for _ in range(count):
         kind, key = site.rng.choice(records)
         value = journal.get(Kind(kind), key)
@@ -118,9 +123,19 @@ def start_error(world: World, word: str) -> Callable[[], bool]:
     return lambda: any(word in text for text in world.start_errors[before:])
 
 
+def _left_out(world: World) -> Callable[[], bool]:
+    """Does a daemon that has started do without an estimate that it can't read?"""
+
+    def seen() -> bool:
+        card = world.card_or_none
+        return card is not None and card.ready and card.journal.dropped > 0
+
+    return seen
+
+
 def _rot(site: Site) -> Injection | None:
     """A bit of a record turns over while no daemon runs; the one that starts must say so, and is
-    given back what stood there, as from a backup."""
+    given back what stood there, as from a backup. Without an estimate (a profile) it starts."""
     world = site.world
     card, durable = world.card_or_none, world.disk.journal.durable
     if card is None or not card.ready or not durable:
@@ -133,7 +148,7 @@ def _rot(site: Site) -> Injection | None:
         world.start_daemon()
         return None
     restore = world.disk.rot_record(kind, key, min(at, len(durable[kind, key]) - 1))
-    said = start_error(world, "corrupt")
+    said = _left_out(world) if kind == Kind.PROFILE else start_error(world, "corrupt")
     world.kernel.after(span_ns(site, 0.05, 1.0), world.start_daemon)
     return injection(
         site,
