@@ -25,6 +25,7 @@ typedef struct {
     const int64_t *class_start;             /* [pools + 1] */
     const int64_t *vectors;                 /* [classes][6] */
     const int64_t *counts, *millis, *weights;
+    const int64_t *most;                    /* [pools][6]: the largest of the vectors */
     const int64_t *cpu_by_unit, *remains;   /* [pools], [pools][1001] */
 } apf_tables;
 typedef struct {
@@ -49,6 +50,7 @@ SOURCE: Final = (
 #define STRANDED 32768
 #define IDLE_CPU 19660
 #define UNITS_MOST 256
+#define SEEN 61
 #define NEVER INT64_MAX
 """
     + DECLARATIONS.split("int64_t apf_placement_best")[0]
@@ -73,12 +75,16 @@ static int64_t measure(const apf_tables *t, int64_t pool, const int64_t *free_,
     }
     if (!total)
         return found;
+    int short_of[DIMENSIONS], shorts = 0;
+    for (int d = 0; d < DIMENSIONS; d++)
+        if (t->most[pool * DIMENSIONS + d] > free_[d] && t->most[pool * DIMENSIONS + d] > 0)
+            short_of[shorts++] = d;
     int64_t cached = -1, fitting = 0, rest = 0;
     for (int64_t k = t->class_start[pool]; k < t->class_start[pool + 1]; k++) {
         const int64_t *want = t->vectors + k * DIMENSIONS;
         int lacks = 0;
-        for (int d = 0; d < DIMENSIONS; d++)
-            lacks |= (want[d] > free_[d]) & (want[d] > 0);
+        for (int i = 0; i < shorts; i++)
+            lacks |= (want[short_of[i]] > free_[short_of[i]]) & (want[short_of[i]] > 0);
         if (lacks) {
             found += t->weights[k] * total;
             continue;
@@ -197,14 +203,49 @@ static int64_t key_of(const apf_nodes *s, const apf_tables *t, const apf_request
     return ((int64_t)hot << 61) + ((int64_t)waste << 60) + score;
 }
 
+/* Whether nothing that a key depends on tells two nodes apart. */
+static int alike(const apf_nodes *s, int64_t a, int64_t b)
+{
+    int64_t first = s->segment_start[a], other = s->segment_start[b];
+    int64_t segments = s->segment_start[a + 1] - first;
+    if (segments != s->segment_start[b + 1] - other)
+        return 0;
+    for (int64_t g = 0; g < segments; g++)
+        if (s->segment_pool[first + g] != s->segment_pool[other + g]
+            || s->segment_unit[first + g + 1] - s->segment_unit[first + g]
+                != s->segment_unit[other + g + 1] - s->segment_unit[other + g])
+            return 0;
+    int64_t units = s->segment_unit[first + segments] - s->segment_unit[first];
+    size_t row = DIMENSIONS * sizeof *s->used;
+    return s->measured_cpu[a] == s->measured_cpu[b]
+        && s->measured_memory[a] == s->measured_memory[b] && s->strained[a] == s->strained[b]
+        && !memcmp(s->used + a * DIMENSIONS, s->used + b * DIMENSIONS, row)
+        && !memcmp(s->total + a * DIMENSIONS, s->total + b * DIMENSIONS, row)
+        && !memcmp(s->units + s->segment_unit[first], s->units + s->segment_unit[other],
+            (size_t)units * sizeof *s->units);
+}
+
 /* The first of the nodes with the least key that are allowed; -1 where none fits. */
 static int64_t apf_placement_best(const apf_nodes *s, const apf_tables *t, const apf_request *r,
     const int8_t *allowed, const int64_t *price)
 {
     int64_t best = -1, least = NEVER;
+    int64_t seen[SEEN];
+    memset(seen, 0xFF, sizeof seen);
     for (int64_t n = 0; n < s->nodes; n++) {
         if (r->version[n] != s->version[n]) {
-            r->keys[n] = key_of(s, t, r, n, &r->pool[n]);
+            uint64_t hash = (uint64_t)s->total[n * DIMENSIONS] * 0x9E3779B97F4A7C15u
+                + (uint64_t)s->used[n * DIMENSIONS] * 0xC2B2AE3D27D4EB4Fu
+                + (uint64_t)s->used[n * DIMENSIONS + 1]
+                + (uint64_t)s->segment_pool[s->segment_start[n]] * 0x165667B19E3779F9u;
+            int64_t *slot = &seen[(hash ^ hash >> 29) % SEEN];
+            if (*slot >= 0 && alike(s, *slot, n)) {
+                r->keys[n] = r->keys[*slot];
+                r->pool[n] = r->pool[*slot];
+            } else {
+                r->keys[n] = key_of(s, t, r, n, &r->pool[n]);
+                *slot = n;
+            }
             r->version[n] = s->version[n];
         }
         int64_t key = r->keys[n];

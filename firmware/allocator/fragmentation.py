@@ -36,7 +36,7 @@ EVALUATED: Final = 160  # classes at most
 
 @dataclass(frozen=True, slots=True)
 class PoolTable:
-    """The mix as one pool sees it: flat, heaviest class first."""
+    """The mix as one pool sees it: flat, in the order of `millis`."""
 
     vectors: tuple[tuple[int, ...], ...]
     counts: tuple[int, ...]
@@ -79,6 +79,7 @@ class Tables:
             for key, weight in self._classes
             if key.kind == kind and (not key.model or model in key.model.split("|"))
         ][:EVALUATED]
+        usable.sort(key=lambda pair: (pair[0].milli, pair[0]))  # equal ones in a row: one count
         total = sum(weight for _, weight in usable)
         if not total:
             return EMPTY

@@ -17,7 +17,7 @@ from firmware.allocator.types import Constraints, Demand
 from firmware.allocator.units import PoolKey
 from hal import native_placement
 
-ROWS_KEPT: Final = 128  # kinds of requests, the last used
+ROWS_KEPT: Final = 256  # kinds of requests, the last used
 MASKS_KEPT: Final = 64
 
 _Trait = tuple[str | None, frozenset[str], tuple[tuple[str, str], ...]]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from firmware.allocator.score import first_pool, is_strained, matches, measured, weigh
 from firmware.allocator.state import AllocatorState, Node
-from firmware.allocator.types import DIMENSIONS, WHOLE_MILLI, Demand
+from firmware.allocator.types import DIMENSIONS, NOTHING, WHOLE_MILLI, Demand
 from firmware.allocator.units import PoolKey, UnitShortage, choose_units
 from hal.native_placement import NativeMask, NativeStruct, best
 
@@ -205,12 +205,13 @@ class NativeScan:
         self._version[slot] += 1
 
     def set_tables(self, state: AllocatorState) -> None:
-        starts, remains, cpu = array("q", [0]), array("q"), array("q")
+        starts, remains, cpu, most = array("q", [0]), array("q"), array("q"), array("q")
         vectors, counts, millis, weights = array("q"), array("q"), array("q"), array("q")
         for key in self._pools:
             table = state.tables.of(key)
             for vector in table.vectors:
                 vectors.extend(vector)
+            most.extend(max(column) for column in zip(*table.vectors, NOTHING, strict=True))
             counts.extend(table.counts)
             millis.extend(table.millis)
             weights.extend(table.weights)
@@ -218,7 +219,7 @@ class NativeScan:
             cpu.append(table.cpu_by_unit_milli)
             remains.extend(table.remains)
         remains.extend([0] * (WHOLE_MILLI + 1))  # so that no array is empty
-        for values in (vectors, counts, millis, weights, cpu):
+        for values in (vectors, counts, millis, weights, cpu, most):
             values.append(0)
         self._tables = NativeStruct(
             "apf_tables",
@@ -228,6 +229,7 @@ class NativeScan:
                 "counts": counts,
                 "millis": millis,
                 "weights": weights,
+                "most": most,
                 "cpu_by_unit": cpu,
                 "remains": remains,
             },
