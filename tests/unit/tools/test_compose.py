@@ -546,7 +546,8 @@ def test_an_escaped_character_is_one_and_half_of_one_is_refused_at_its_line(serv
     component, _ = service('command: ["\\ud83d\\ude00"]')  # as JSON writes U+1F600
     assert component.argv == ("\N{GRINNING FACE}",)
     (problem,) = problems(service, 'command: ["\\ud83d"]')
-    assert "half a character" in problem.text and problem.line == 4
+    assert "half a character" in problem.text
+    assert problem.line == 4
 
 
 def test_the_whole_path_of_a_bad_value_of_the_normal_form_is_said(service):
