@@ -14,7 +14,7 @@ setup: $(STAMP)
 packages:
 	@bash tools/rig/packages.sh
 
-$(STAMP): pyproject.toml setup.py hal/native_build.py | packages
+$(STAMP): pyproject.toml setup.py $(wildcard hal/native_*build.py hal/native_*source.py) | packages
 	test -x $(BIN)/python || $$(command -v $(PYTHON) || echo python3) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,plot]'
 	$(BIN)/python -m compileall -q protocol hal firmware tools

@@ -1,4 +1,4 @@
-"""Builds `hal._native` by cffi and, where APF_COMPILED=1 asks for it, the hot modules by mypyc.
+"""Builds what is native in hal by cffi and, where APF_COMPILED=1 asks for it, hot modules by mypyc.
 
 Those modules are the very files that the interpreter runs elsewhere, compiled as they stand: a run
 of the simulator has the same trace either way (tests/sim/test_compiled.py). `make compiled` puts
@@ -6,9 +6,12 @@ them under build/compiled, beside copies of all others; everything else is in py
 """
 
 import os
+import sys
 from typing import Final
 
 from setuptools import setup
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # where the builders find their C
 
 # What a heartbeat and its grant pass through, on the card, on a module and in the virtual world,
 # and what a busy card does most. Not the bodies of protocol/apf: a decoded one changes its class,

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Final
 
+from hal.native_placement_source import LAYOUT
+
+_compiled: ModuleType | None = None
 try:
-    import hal._placement as _compiled_module
+    import hal._placement as _built
 except ImportError:
-    _compiled: ModuleType | None = None
-else:
-    _compiled = _compiled_module
+    pass
+else:  # a build of another text, left over in a tree that has moved on, is not used
+    if hasattr(_built.lib, "apf_placement_layout") and _built.lib.apf_placement_layout() == LAYOUT:
+        _compiled = _built
 
 AVAILABLE: Final = _compiled is not None
 MOST_UNITS: Final = 256  # of one node
