@@ -113,6 +113,9 @@ class ModelPlacer:
     def sharing(self, _assignment: Assignment, _component: Component) -> list[str]:
         return []
 
+    def outgrown(self, _assignment: Assignment, _component: Component) -> bool:
+        return False
+
     def tightness(self, _instance: str) -> int:
         return 0
 
