@@ -131,7 +131,8 @@ def copy_tree(tree: Path, source: Path = ROOT) -> Path:
 def _program() -> Iterator[str]:
     """Runs where the mutated packages are: it may import nothing of the tests."""
     yield "import json, pathlib, sys\n"
-    yield "import firmware, protocol\n"
+    yield "import firmware, protocol, hal.native_placement\n"
+    yield "hal.native_placement.AVAILABLE = False\n"  # Python is what the patches are of
     yield "from tools.sim.run import run_seed\n"
     yield "here = pathlib.Path.cwd()\n"
     yield "assert pathlib.Path(firmware.__file__).is_relative_to(here), firmware.__file__\n"
