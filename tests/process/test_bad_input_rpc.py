@@ -30,6 +30,7 @@ services:
     cpus: 0.1
     mem_limit: 32m
     stop_grace_period: 0.2s
+    x-apf: {profile: off}
 """
 LIMIT_BYTES = 1 << 20  # firmware/control_socket.py
 
@@ -38,7 +39,13 @@ LIMIT_BYTES = 1 << 20  # firmware/control_socket.py
 def card() -> Iterator[LocalCard]:
     with a_card() as card:
         card.run_compose(STEADY, "steady")
+        card.wait("it is in its own cgroup", lambda: not _row(card)["cgroup"].endswith("/init"))
         yield card
+
+
+def _row(card: LocalCard) -> dict[str, Any]:
+    [row] = card.call("workload.ps")
+    return dict(row)
 
 
 @pytest.fixture(autouse=True)
