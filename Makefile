@@ -49,7 +49,10 @@ SEEDS ?= 1-500
 sim: compiled
 	PYTHONPATH=$(COMPILED) $(BIN)/apf sim --seeds $(SEEDS)
 
+# numpy is what two of them compare with; without it they say so.
 bench: $(STAMP)
+	$(BIN)/python -c 'import numpy' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' || true
 	$(BIN)/apf bench
 
 # Each target for SECONDS; TARGET=name for one of them. Ends 1 on a crash, and keeps its input.
