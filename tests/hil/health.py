@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ _COMPLAINTS: Final = re.compile(
 _PCI: Final = Path("/sys/bus/pci/devices")
 _GROUPS: Final = Path("/sys/kernel/iommu_groups")
 _LINES_SHOWN: Final = 20
+_LOOKS: Final = 6
+_LOOK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,16 @@ class Health:
             functions=functions,
             taken=frozenset(name for name in functions if _is_taken(_PCI / name)),
         )
+
+    @classmethod
+    def at_rest(cls) -> Self:
+        """A look that a worker is just taking holds a file of sysfs open: of some moments the one
+        with the fewest descriptors."""
+        looks = []
+        for _ in range(_LOOKS):
+            looks.append(cls.now())
+            time.sleep(_LOOK_S)
+        return min(looks, key=lambda look: (look.descriptors, look.threads))
 
     def worse(self, after: Self) -> list[str]:
         """What is not as it was, in words."""

@@ -107,7 +107,7 @@ def a_function_comes_and_goes_a_hundred_times_and_leaves_nothing(ctx: Context) -
         for _ in range(_WARM):
             bench.plug()
             bench.unplug(by_button=False)
-        before = Health.now()
+        before = Health.at_rest()
         for number in range(1, _ROUNDS + 1):
             device, took_ms = bench.plug()
             added_ms.append(took_ms)
@@ -115,7 +115,7 @@ def a_function_comes_and_goes_a_hundred_times_and_leaves_nothing(ctx: Context) -
             bench.unplug(by_button=False)
             if number % 20 == 0:
                 ctx.log(f"    {number} times")
-        after = Health.now()
+        after = Health.at_rest()
     finally:
         bench.close()
     assert before.worse(after) == []
