@@ -84,7 +84,7 @@ class LocalPeer:
         self.on_lost(text)
 
     def _send(self, message: Args) -> None:
-        self._put(json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+        self._put(json.dumps(message, separators=(",", ":")).encode() + b"\n")  # in ASCII
 
     def _put(self, line: bytes) -> None:
         if self._stream is None:

@@ -106,9 +106,13 @@ def name8(limit: int) -> Wire:
 
 
 def clip(text: str, limit: int = TEXT_MAX_BYTES) -> str:
-    """`text` cut to at most `limit` bytes of UTF-8, between characters."""
-    data = text.encode(errors="replace")
-    return text if len(data) <= limit else data[:limit].decode(errors="ignore")
+    """`text` cut to at most `limit` bytes of UTF-8, between characters.
+
+    What UTF-8 can't say (half a character: a file's name that is not UTF-8 has them) becomes "?".
+    """
+    if text.isascii() and len(text) <= limit:
+        return text
+    return text.encode(errors="replace")[:limit].decode(errors="ignore")
 
 
 def text8(limit: int = TEXT_MAX_BYTES) -> Wire:

@@ -66,6 +66,15 @@ def test_a_request_gets_its_own_answer(pair) -> None:
     assert got == [{"op": "echo", "n": n} for n in range(3)]
 
 
+def test_a_name_that_is_not_utf_8_goes_through(pair) -> None:
+    """As the file system gives it: surrogateescape."""
+    pair.init.on_request = lambda op, args, reply: reply(args)
+    got = []
+    pair.agent.request("echo", {"path": "/srv/\udcff"}, got.append)
+    pair.pump()
+    assert got == [{"path": "/srv/\udcff"}]
+
+
 def test_a_refusal_comes_as_it_was_given(pair) -> None:
     error = RefusedError(RefusalReason.NO_LEASE, "not now", retry_after_ms=7)
     pair.init.on_request = lambda op, args, reply: reply(error)

@@ -362,6 +362,16 @@ def test_words_for_people_are_cut_between_characters_not_refused() -> None:
     assert message.body == Refusal(reason=1, text="é" * 80)
 
 
+def test_what_utf_8_cannot_say_is_replaced_in_words_for_people() -> None:
+    data = encode(
+        Refusal(reason=1, text="/srv/\udcff: no such file"),
+        kind=Kind.REPLY,
+        message_id=0,
+        opcode=1,
+    )
+    assert decode(data).body == Refusal(reason=1, text="/srv/?: no such file")
+
+
 def largest() -> list[tuple[Kind, Body]]:
     from protocol.apf import Accelerator, InstanceStatus
 
