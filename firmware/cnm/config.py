@@ -114,10 +114,11 @@ class CnmConfig:
 
 
 def _directory(fields: Fields, key: str) -> str:
-    path = fields.text(key)
+    text = fields.text(key)
+    path = text.rstrip("/")
     if not path.startswith("/") or "/../" in f"{path}/":
-        raise fields.fail(key, "an absolute path without ..", repr(path))
-    return path.rstrip("/")
+        raise fields.fail(key, "an absolute path below /, without ..", repr(text))
+    return path
 
 
 def _module(fields: Fields) -> Module:

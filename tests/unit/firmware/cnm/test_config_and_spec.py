@@ -9,7 +9,7 @@ from firmware.board_types import BoardAccelerator, Module
 from firmware.cnm.config import CnmConfig
 from firmware.cnm.spec import read_manifest, read_spec, write_manifest
 from firmware.fields import FieldError
-from firmware.storage import VolumeError, manifest_digests
+from firmware.volume_manifest import VolumeError, manifest_digests
 from hal.ports import FileInfo
 
 CONFIG = CnmConfig(
@@ -73,6 +73,7 @@ def test_a_config_survives_the_way_through_the_keeper() -> None:
     [
         ({"id": "CNM 0"}, "id"),
         ({"state_dir": "relative"}, "state_dir"),
+        ({"state_dir": "//"}, "state_dir"),
         ({"surprise": 1}, "surprise"),
         ({"timing": {"heartbeat_ms": 0}}, "timing.heartbeat_ms"),
         ({"schema": "apf-cnm/2"}, "schema"),
