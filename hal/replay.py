@@ -208,9 +208,9 @@ class Replay:
         self._at += 1
         self._store(line, "memory")
         self._store(line, "after")
-        return self._played(line, given)
+        return self._played(item, line, given)
 
-    def _played(self, line: _Line, given: dict[str, Any]) -> Any:
+    def _played(self, item: "_Replayed", line: _Line, given: dict[str, Any]) -> Any:
         body = line.body
         for key in (DONE, LISTENER):
             if key in given:
@@ -227,7 +227,11 @@ class Replay:
         result = decode(body.get("result"))
         if isinstance(result, HalError):
             raise result
-        return result
+        if not item.apf_is_view(line.body["call"]):
+            return result
+        if not isinstance(result, bytes):
+            raise Refused(f"{self._where(line)}: want bytes as what was read, found {result!r:.40}")
+        return memoryview(result)
 
     def _give_due(self) -> None:
         """Completions and events stand before the next call: give them, in order."""
@@ -310,6 +314,10 @@ class _Replayed:
         self._memory[at : at + len(data)] = data
         return True
 
+    def apf_is_view(self, call: object) -> bool:
+        """A window's `read` is a view, as the port has it."""
+        return (self._shape.kind, call) == ("window", "read")
+
     def apf_ready(self, call: object) -> None:
         """`call` is what is wanted of this object next, if anything is."""
         if self._signal is not None:
@@ -318,12 +326,10 @@ class _Replayed:
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = self._shape.arguments(name, args, kwargs)
         try:
-            result = self._root.play(self, name, given)
+            return self._root.play(self, name, given)
         finally:
             if name == "close" and self._signal is not None:
                 self._signal.close()
-        # A window's `read` is a view, as the port has it.
-        return memoryview(result) if (self._shape.kind, name) == ("window", "read") else result
 
 
 def _called(body: Mapping[str, Any]) -> str:

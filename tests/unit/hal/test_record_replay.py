@@ -393,6 +393,19 @@ def test_memory_outside_of_its_buffer_is_refused_with_its_line(tmp_path: Path) -
         port.opcodes()
 
 
+def test_what_a_window_read_is_refused_with_its_line_when_it_is_no_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "window.jsonl"
+    record(path, use_window, "mock:cnm0?side=a", add_window)
+
+    def spoil(lines: list[dict[str, Any]]) -> None:
+        [line] = [line for line in lines if line.get("call") == "read"]
+        line["result"] = 7
+
+    edit(path, spoil)
+    with pytest.raises(Refused, match=r"window\.jsonl:\d+: want bytes as what was read, found 7"):
+        replay(path, use_window)
+
+
 def test_a_torn_last_line_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "torn.jsonl"
     record(path, use_cxl, "mock:mem0", add_cxl)
