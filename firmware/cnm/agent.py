@@ -330,11 +330,14 @@ class Agent:
             return
         keys = {held["key"] for held in answer["instances"]}
         volumes = {volume for held in answer["instances"] for volume in held["volumes"]}
-        try:
-            self._rootfs.sweep(keys | self._stager.keys)
-            self._hot_tier.sweep(volumes | self._stager.volumes)
-        except HalError as exc:
-            self._ports.log(f"sweep: {exc}")
+        for sweep, keep in (
+            (self._rootfs.sweep, keys | self._stager.keys),
+            (self._hot_tier.sweep, volumes | self._stager.volumes),
+        ):
+            try:
+                sweep(keep)
+            except HalError as exc:
+                self._ports.log(f"sweep: {exc}")
         self._blobs.need(
             digest
             for held in answer["instances"]

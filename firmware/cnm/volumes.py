@@ -98,12 +98,19 @@ class HotTier:
         gather(gathered)
 
     def sweep(self, keep: Collection[str]) -> None:
-        """Delete all volumes that are neither kept nor being scanned. Raises HalError."""
+        """Delete all volumes that are neither kept nor being scanned. Raises HalError, the first
+        one, when all that can be deleted is."""
         scanning = {f.volume for f in self._flushes.values() if f.state is FlushState.SCANNING}
         held = {directory_of(volume) for volume in (*keep, *scanning)}
+        failed: HalError | None = None
         for name in self._files.names(VOLUMES):
             if f"{VOLUMES}/{name}" not in held:
-                self._files.remove(f"{VOLUMES}/{name}")
+                try:
+                    self._files.remove(f"{VOLUMES}/{name}")
+                except HalError as exc:
+                    failed = failed or exc
+        if failed is not None:
+            raise failed
 
     def flush(self, volume: str) -> int:
         """Begin to read it into the blob store; ask `state` how far it is. One that is being

@@ -3,8 +3,9 @@
 import pytest
 
 from firmware.cnm.rootfs import RootfsFactory
+from firmware.cnm.volumes import HotTier
 from firmware.loop import Loop
-from hal.errors import HalError, Unavailable
+from hal.errors import HalError, StoreFull, Unavailable
 from hal.mock.blobs import MockBlobs
 from hal.mock.disk import Disk
 from hal.mock.files import MockFiles
@@ -17,8 +18,12 @@ class FakeOverlay:
     def __init__(self) -> None:
         self.mounted: dict[str, str] = {}
         self.refuse = False
+        self.full = 0  # that many mounts more find no space
 
     def mount(self, lower: str, upper: str, work: str, target: str) -> None:
+        if self.full:
+            self.full -= 1
+            raise StoreFull("no space for the upper directory")
         if self.refuse:
             raise Unavailable("no overlayfs in this kernel")
         self.mounted[target] = lower
@@ -128,3 +133,87 @@ def test_images_in_use_are_not_dropped_for_room(overlay) -> None:
     assert bench.factory.drop_unused_images()
     assert len(bench.files.names("images")) == 1
     assert not bench.factory.drop_unused_images()
+
+
+def test_a_full_disk_is_an_error_of_that_staging_and_overlays_go_on(overlay) -> None:
+    bench = Bench(overlay)
+    overlay.full = 1
+    first, second = bench.prepare("a", "b")
+    assert isinstance(first, StoreFull)
+    assert second == "instances/b/rootfs"
+    assert bench.prepare("a") == ["instances/a/rootfs"]
+    assert sorted(overlay.mounted) == ["/state/instances/a/rootfs", "/state/instances/b/rootfs"]
+    assert bench.factory.counters["unpacks"] == 1
+
+
+def test_what_stands_on_an_overlay_is_unmounted_also_when_a_later_one_is_refused(overlay) -> None:
+    bench = Bench(overlay)
+    bench.prepare("a")
+    overlay.refuse = True
+    bench.prepare("b")
+    assert bench.files.read("instances/b/rootfs/bin/sh") == b"shell"
+    bench.factory.remove("a")
+    assert overlay.mounted == {}
+    overlay.refuse = False  # it was that one only: the kernel can do it
+    bench.prepare("c")
+    assert list(overlay.mounted) == ["/state/instances/c/rootfs"]
+
+
+def test_an_image_is_kept_until_all_who_waited_for_it_stand_on_it(overlay) -> None:
+    bench = Bench(overlay)
+    overlay.full = 1
+    digest = bench.blobs.put(layer({"bin/sh": b"shell"}))
+    got: list[str | HalError] = []
+
+    def full(result: str | HalError) -> None:
+        got.append(result)
+        bench.factory.drop_unused_images()
+
+    bench.factory.submit_prepare([digest], "a", full)
+    bench.factory.submit_prepare([digest], "b", got.append)
+    assert bench.kernel.run_until(lambda: len(got) == 2, 10**10)
+    assert len(bench.files.names("images")) == 1
+    bench.factory.sweep(())
+    assert bench.factory.drop_unused_images()
+
+
+class StuckFiles(MockFiles):
+    """Some paths can't be removed."""
+
+    stuck: tuple[str, ...] = ()
+
+    def remove(self, path: str) -> None:
+        if path in self.stuck:
+            raise Unavailable(f"{path}: device or resource busy")
+        super().remove(path)
+
+
+def test_what_can_not_be_removed_does_not_hold_up_the_others(overlay) -> None:
+    bench = Bench(overlay)
+    bench.files = StuckFiles(bench.disk, "state")
+    bench.make(overlay)
+    bench.prepare("a", "b")
+    bench.prepare("c", files={"other": b"1"})
+    bench.files.stuck = ("instances/a",)
+    with pytest.raises(Unavailable, match="instances/a"):
+        bench.factory.sweep({"c"})
+    assert bench.files.names("instances") == ["a", "c"]
+
+    bench.files.stuck = ()
+    bench.factory.sweep(())
+    images = bench.files.names("images")
+    bench.files.stuck = (f"images/{images[0]}",)
+    assert bench.factory.drop_unused_images()
+    assert bench.files.names("images") == images[:1]
+
+
+def test_a_volume_that_can_not_be_removed_does_not_hold_up_the_others() -> None:
+    bench = Bench(None)
+    files = StuckFiles(bench.disk, "state")
+    tier = HotTier(bench.loop, bench.trees, bench.blobs, files, lambda path: f"/state/{path}")
+    for name in ("a", "b"):
+        files.write(f"volumes/{name}/f", b"1")
+    files.stuck = ("volumes/a",)
+    with pytest.raises(Unavailable, match="volumes/a"):
+        tier.sweep(())
+    assert files.names("volumes") == ["a"]
