@@ -9,12 +9,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from firmware.cnm.spec import ENTRIES_LIMIT
 from firmware.loop import MS
 from hal.errors import HalError, StoreFull
 from hal.ports import BlobStore, Buffer, Done, Reactor
 
 YOUNG_NS: Final = 900_000 * MS  # as long as a staging may take
-YOUNG_LIMIT: Final = 4096  # the oldest is forgotten first: it may be dropped then
+YOUNG_LIMIT: Final = ENTRIES_LIMIT + 4096  # the largest volume and what comes beside it, 13 MB;
+# the oldest is forgotten first: it may be dropped then
 
 
 class BlobSpace:
@@ -80,8 +82,8 @@ class BlobSpace:
         self._young.pop(digest, None)
         self._blobs.drop(digest)
 
-    def digests(self) -> Sequence[bytes]:
-        return self._blobs.digests()
+    def digests(self, first: int | None = None) -> Sequence[bytes]:
+        return self._blobs.digests(first)
 
     def _came(self, digest: bytes) -> None:
         self._young[digest] = self._reactor.now_ns()
