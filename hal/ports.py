@@ -301,7 +301,10 @@ class BlobStore(Protocol):
         """Remove it, whole or partial; absent is a success."""
         ...
 
-    def digests(self) -> Sequence[bytes]: ...
+    def digests(self, first: int | None = None) -> Sequence[bytes]:
+        """Of whole objects, in order of their bytes; with `first` those that begin with that byte:
+        all of a large store at once take longer than a turn of the loop may."""
+        ...
 
 
 class Trees(Protocol):

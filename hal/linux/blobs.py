@@ -55,6 +55,7 @@ class LinuxBlobStore:
         self._reactor = reactor
         self._workers = workers
         self._partials: dict[bytes, _Partial] = {}  # at most PARTIAL_LIMIT
+        self._ingests: dict[int, list[int]] = {}  # number -> bytes to come; bounded by the workers
         self._serial = itertools.count()
         self._folds: set[str] = set()  # directories whose names this process synced; at most 256
         try:
@@ -179,7 +180,10 @@ class LinuxBlobStore:
     ) -> None:
         """Bytes of the descriptor beyond `size_bytes` are not read."""
 
+        number, left = next(self._serial), [size_bytes]
+
         def finished(result: bytes | HalError | None) -> None:
+            self._ingests.pop(number, None)
             os.close(fd)
             done(result if isinstance(result, HalError) else None)
 
@@ -196,9 +200,10 @@ class LinuxBlobStore:
         if present:
             self._reactor.post(lambda: finished(None))
             return
+        self._ingests[number] = left
         self._workers.submit(
             f"ingest of blob {digest.hex()}",
-            partial(self.admit, fd, size_bytes, digest),
+            partial(self.admit, fd, size_bytes, digest, left=left),
             deadline_ns,
             finished,
         )
@@ -214,12 +219,13 @@ class LinuxBlobStore:
             _unlink(self._partial_path(digest))  # of an earlier run
         _unlink(self.path_of(digest))
 
-    def digests(self) -> Sequence[bytes]:
-        """In order of their bytes. What is no object of ours (lost+found) is left alone."""
+    def digests(self, first: int | None = None) -> Sequence[bytes]:
+        """What is no object of ours (lost+found) is left alone."""
         names: list[str] = []
         top = f"{self._root}/sha256"
+        wanted = _FOLD if first is None else re.compile(f"{first:02x}")
         try:
-            for fold in filter(_FOLD.fullmatch, os.listdir(top)):
+            for fold in filter(wanted.fullmatch, os.listdir(top)):
                 names += filter(_NAME.fullmatch, os.listdir(f"{top}/{fold}"))
         except OSError as exc:
             raise hal_error(exc, f"blob store {self._root}") from exc
@@ -231,8 +237,17 @@ class LinuxBlobStore:
             os.close(known.fd)
         self._partials.clear()
 
-    def admit(self, fd: int, size_bytes: int, digest: bytes | None, check: Check) -> bytes:
+    def admit(
+        self,
+        fd: int,
+        size_bytes: int,
+        digest: bytes | None,
+        check: Check,
+        *,
+        left: list[int] | None = None,
+    ) -> bytes:
         """Copy from a descriptor, hash, sync, rename; on a worker thread. Returns the digest.
+        `left` has one element, which is kept at the number of bytes that are still to come.
 
         Raises Refused when it has another digest than the one expected, or ends early; without
         an expected digest (a file that somebody writes to) what came is what is stored.
@@ -244,8 +259,9 @@ class LinuxBlobStore:
         try:
             out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
             try:
-                left, silent_ms = size_bytes, 0
-                while left:
+                left = left if left is not None else [size_bytes]
+                silent_ms = 0
+                while left[0]:
                     check()
                     if not ready.poll(_POLL_MS):
                         silent_ms += _POLL_MS
@@ -253,14 +269,14 @@ class LinuxBlobStore:
                             raise Refused(f"the source was silent for {silent_ms} ms")
                         continue
                     silent_ms = 0
-                    data = os.read(fd, min(left, _STEP_BYTES))
+                    data = os.read(fd, min(left[0], _STEP_BYTES))
                     if not data and digest is None:
                         break
                     if not data:
-                        raise Refused(f"the source ended {left} B short of {size_bytes} B")
+                        raise Refused(f"the source ended {left[0]} B short of {size_bytes} B")
                     hasher.update(data)
                     write_all(out, data)
-                    left -= len(data)
+                    left[0] -= len(data)
                 found = hasher.digest()
                 _compare(digest, found, size_bytes)
                 os.fsync(out)
@@ -320,7 +336,7 @@ class LinuxBlobStore:
         sync_dir(fold)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Raises StoreFull unless it fits beside what was promised to the partial objects."""
+        """Raises StoreFull unless it fits beside what was promised to those being filled."""
         try:
             info = os.statvfs(self._root)
         except OSError as exc:
@@ -329,6 +345,7 @@ class LinuxBlobStore:
             max(0, known.size_bytes - os.fstat(known.fd).st_blocks * 512)
             for known in self._partials.values()
         )
+        promised += sum(left[0] for left in self._ingests.values())
         free = info.f_bavail * info.f_frsize - promised - RESERVE_BYTES
         if size_bytes > free:
             raise StoreFull(

@@ -119,9 +119,11 @@ class MockBlobs:
         if data is not None:
             self._disk.blob_bytes -= len(data)
 
-    def digests(self) -> Sequence[bytes]:
-        """Of all whole objects, sorted."""
-        return sorted(self._disk.blobs)
+    def digests(self, first: int | None = None) -> Sequence[bytes]:
+        """Of whole objects, sorted."""
+        if first is None:
+            return sorted(self._disk.blobs)
+        return sorted(digest for digest in self._disk.blobs if digest[0] == first)
 
     def _admit(self, digest: bytes, content: bytes) -> None:
         self._disk.blobs[digest] = content

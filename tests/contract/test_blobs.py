@@ -182,6 +182,14 @@ def test_a_dropped_object_is_gone_whole_or_partial(rig: BlobsRig, world: World) 
     assert list(rig.blobs.digests()) == []
 
 
+def test_objects_can_be_listed_by_the_first_byte_of_their_digest(rig: BlobsRig) -> None:
+    digests = sorted(rig.blobs.put(b"%d" % n) for n in range(40))
+    assert list(rig.blobs.digests()) == digests
+    parts = [list(rig.blobs.digests(first)) for first in range(256)]
+    assert [digest for part in parts for digest in part] == digests
+    assert all(digest[0] == first for first in range(256) for digest in parts[first])
+
+
 def test_an_object_is_taken_from_a_descriptor(rig: BlobsRig, world: World) -> None:
     result: Result[None] = Result()
     rig.blobs.submit_ingest(rig.open_fd(BODY), len(BODY), sha(BODY), soon(world), result)

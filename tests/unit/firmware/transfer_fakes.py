@@ -80,8 +80,8 @@ class FakeBlobs:
         self.whole.pop(digest, None)
         self.partial.pop(digest, None)
 
-    def digests(self) -> list[bytes]:
-        return sorted(self.whole)
+    def digests(self, first: int | None = None) -> list[bytes]:
+        return sorted(digest for digest in self.whole if first in (None, digest[0]))
 
 
 class FakeLink:

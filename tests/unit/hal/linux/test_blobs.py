@@ -85,6 +85,28 @@ def test_space_is_promised_once(store: LinuxBlobStore) -> None:
         store.begin(sha(b"c"), -1)
 
 
+def test_two_that_come_in_at_once_are_not_promised_the_same_space(
+    store: LinuxBlobStore, loop, until
+) -> None:
+    info = os.statvfs("/tmp")
+    size = info.f_bavail * info.f_frsize * 2 // 3
+    results: list[object] = []
+    reader, writer = os.pipe()
+    store.submit_ingest(reader, size, sha(b"a"), loop.now_ns() + 10_000 * MS, results.append)
+    other = os.open(os.devnull, os.O_RDONLY)
+    store.submit_ingest(other, size, sha(b"b"), loop.now_ns() + 10_000 * MS, results.append)
+    until(lambda: len(results) == 1)
+    assert isinstance(results[0], StoreFull)
+    assert "promised" in str(results[0])
+    os.close(writer)  # the first one ends short of its size
+    until(lambda: len(results) == 2)
+    assert isinstance(results[1], Refused)
+    other = os.open(os.devnull, os.O_RDONLY)
+    store.submit_ingest(other, size, sha(b"b"), loop.now_ns() + 10_000 * MS, results.append)
+    until(lambda: len(results) == 3)
+    assert isinstance(results[2], Refused)  # there was room: it ended short as well
+
+
 def test_a_silent_pipe_ends_at_the_deadline_and_is_closed(
     store: LinuxBlobStore, loop, until, tmp_path
 ) -> None:
