@@ -323,3 +323,14 @@ def test_an_archive_that_is_damaged_in_its_middle_is_refused(tmp_path, mode):
     if mode != "w:gz":  # a gzip layer is handed on as it is
         with pytest.raises(BadUsage), open_image("a:b", path, arch="amd64"):
             pass
+
+
+def test_a_member_below_a_circle_of_links_refuses_the_archive(tmp_path):
+    packed = tmp_path / "circle.tar"
+    with tarfile.open(packed, "w") as tar:
+        tar.addfile(tarfile.TarInfo("manifest.json"))
+        circle = tarfile.TarInfo("l")
+        circle.type, circle.linkname = tarfile.SYMTYPE, "l"
+        tar.addfile(circle)
+        tar.addfile(tarfile.TarInfo("l/b/x"))
+    assert "would leave the archive" in refused(packed)
