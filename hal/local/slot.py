@@ -243,7 +243,8 @@ class Slot:
                 rundir.clear_cnm(rundir.cnm_dir(self._host.run_dir, config.id), keep_log=True)
             except OSError as exc:  # power on clears it too, and fails where it can't
                 self._text += f"; its directory is not cleared: {exc}"
-            self._hooks.changed(self.state(), owner)
+            # who was told that it is late has no answer to come any more
+            self._hooks.changed(self.state(), None if answered else owner)
             if by_itself or answered:
                 self._next()
             else:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -142,6 +143,25 @@ def test_an_init_that_dies_takes_its_cnm_along_and_every_client_is_told(
     assert all(gone(row["pid"], row["start_ticks"]) for row in processes)
     assert keeper.power(0, "read") == event["slot"]
     assert keeper.power(0, "on")["init_pid"] != on["init_pid"]
+
+
+def test_who_was_told_that_a_power_off_is_late_is_told_of_its_proof_too(start_keeper) -> None:
+    keeper = start_keeper(slot(argv=python_init(FORKING_INIT)))
+    keeper.power(0, "on")
+    processes = all_three(keeper)
+    soft, hard = resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE)
+    # nothing can be looked at
+    resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        error = error_of(lambda: keeper.power(0, "off"))
+    finally:
+        resource.prlimit(keeper.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert isinstance(error, Unavailable)
+    assert "no proof" in str(error)
+    event = keeper.control.wait_event()
+    assert not event["slot"]["power_good"]
+    assert not event["slot"]["failing"]
+    assert all(gone(row["pid"], row["start_ticks"]) for row in processes)
 
 
 def test_a_program_that_is_not_there_fails_the_power_on_and_leaves_the_slot_off(
