@@ -32,7 +32,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/unit/test_house.py
+	$(BIN)/python -m pytest -q tests/unit/test_house.py tests/unit/test_promises.py tests/unit/test_mutants.py
 
 # The hot modules as machine code, beside copies of all others (setup.py): PYTHONPATH=build/compiled.
 COMPILED := build/compiled

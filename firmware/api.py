@@ -16,6 +16,7 @@ from firmware.inventory import Cnm
 from firmware.journal import JournalError
 from firmware.logs import LogPart
 from firmware.placement_api import PlacementApi
+from firmware.reconciler import split_name
 from firmware.rpc import BUSY, Call, Deferred, MethodTable, Role, RpcError, busy, refused
 from firmware.specs import runtime_of
 from firmware.workload import HOST_IMAGE, Workload
@@ -51,6 +52,7 @@ class Api:
         table.add("cnm.undrain", Role.OPERATE, lambda call: self._drain(call, draining=False))
         table.add("workload.submit", Role.OPERATE, self._submit)
         table.add("workload.ps", Role.READ, self._ps)
+        table.add("workload.list", Role.READ, self._workloads)
         table.add("workload.remove", Role.OPERATE, self._remove)
         table.add("instance.migrate", Role.OPERATE, self._migrate)
         table.add("instance.logs", Role.READ, self._logs)
@@ -133,11 +135,15 @@ class Api:
                 f"a workload named {workload.name!r} {word}; choose another name (--name), or "
                 f"remove it first (apf rm {workload.name})",
             )
-        if len(known) >= WORKLOADS_LIMIT:
+        if len(known) + len(self._card.submitting) >= WORKLOADS_LIMIT:
             raise refused("too_many_workloads", f"the card holds {WORKLOADS_LIMIT} already")
-        total = sum(c.replicas for c in workload.components) + len(self._card.decisions.assignments)
+        total = workload.instances + self._instances()
         if total > INSTANCES_LIMIT:
-            raise refused("too_many_instances", f"{total} instances, at most {INSTANCES_LIMIT}")
+            raise refused(
+                "too_many_instances",
+                f"the card would hold {total} instances, at most {INSTANCES_LIMIT}: submit fewer, "
+                "or remove a workload first (apf rm)",
+            )
         self._check_images(workload)
         hopeless = self._card.placer.hopeless(workload)
         if hopeless:
@@ -152,23 +158,33 @@ class Api:
         answer = Deferred()
 
         def done(error: JournalError | None) -> None:
-            self._card.submitting.discard(workload.name)
+            self._card.submitting.pop(workload.name, None)
             if error is not None:
                 answer.fail(_journal_failed(str(error)))
                 return
-            instances = sum(c.replicas for c in workload.components)
             self._card.events.emit(
-                EventCode.WORKLOAD_SUBMITTED, f"{workload.name}: {instances} instances"
+                EventCode.WORKLOAD_SUBMITTED, f"{workload.name}: {workload.instances} instances"
             )
             self._card.reconciler.kick_workload(workload.name)
-            answer.complete({"name": workload.name, "instances": instances})
+            answer.complete({"name": workload.name, "instances": workload.instances})
 
         if workload.name in self._card.submitting:
             raise refused("name_taken", f"{workload.name!r} is being submitted by somebody else")
-        self._card.submitting.add(workload.name)
+        self._card.submitting[workload.name] = workload
         decision = WorkloadDecision(workload=workload)
         self._card.decisions.accept(decision, self._card.volumes.ensure(names), done)
         return answer
+
+    def _instances(self) -> int:
+        """What the card is to hold, placed or not."""
+        submitting = sum(workload.instances for workload in self._card.submitting.values())
+        return submitting + sum(map(self._instances_of, self._card.decisions.workloads.values()))
+
+    def _instances_of(self, record: WorkloadDecision) -> int:
+        """Of what is being removed, what is left."""
+        if record.deleted:
+            return len(self._card.decisions.of_workload(record.workload.name))
+        return record.workload.instances
 
     def _check_images(self, workload: Workload) -> None:
         for component in workload.components:
@@ -181,7 +197,8 @@ class Api:
                         f"runs under the process runtime, not {runtime}",
                     )
                 continue
-            if self._card.images.resolve(component.image) is None:
+            images = self._card.images
+            if images.resolve(component.image) is None or images.is_going(component.image):
                 raise refused(
                     "image_missing",
                     f"{component.name}: image {component.image} is not on this card; import it "
@@ -190,11 +207,29 @@ class Api:
                 )
 
     def _ps(self, call: Call) -> object:
+        return self._card.views.instances(self._workload_or_none(call))
+
+    def _workload_or_none(self, call: Call) -> str | None:
+        """The one that is asked for; None is all of them."""
         name = call.params.text_or_none("workload")
         call.params.done()
         if name is not None and name not in self._card.decisions.workloads:
             raise refused("unknown_workload", f"there is no workload {name!r}")
-        return self._card.views.instances(name)
+        return name
+
+    def _workloads(self, call: Call) -> object:
+        """What has a name here: nobody else may take it as long as it is listed, also when it is
+        being removed and `ps` has nothing of it any more."""
+        only = self._workload_or_none(call)
+        known = self._card.decisions.workloads
+        return [
+            {
+                "workload": name,
+                "removing": known[name].deleted,
+                "instances": self._instances_of(known[name]),
+            }
+            for name in ([only] if only is not None else sorted(known))
+        ]
 
     def _remove(self, call: Call) -> object:
         name = call.params.text("name")
@@ -202,6 +237,10 @@ class Api:
         record = self._card.decisions.workloads.get(name)
         if record is None:
             raise refused("unknown_workload", f"there is no workload {name!r}")
+        if record.deleted:  # written once more, it would come back behind its own erasure
+            self._card.reconciler.kick_workload(name)
+            self._card.reconciler.finish_workload(name)
+            return {"name": name}
         answer = Deferred()
 
         def done(error: JournalError | None) -> None:
@@ -217,15 +256,24 @@ class Api:
         self._card.decisions.accept(decision, (), done)
         return answer
 
-    def _instance(self, name: str) -> None:
-        if name not in self._card.decisions.assignments:
+    def _instance(self, name: str, nothing: str) -> None:
+        """Refuse one that is not there; for one that waits for its first place there is `nothing`
+        yet."""
+        if name in self._card.decisions.assignments:
+            return
+        workload, component, index = split_name(name)
+        record = self._card.decisions.workloads.get(workload)
+        wanted = record.workload.component(component) if record and not record.deleted else None
+        if wanted is None or index >= wanted.replicas:
             raise refused("unknown_instance", f"there is no instance {name!r}; see apf ps")
+        text = f"{name} is not placed yet: {nothing}; see `apf explain {name}`"
+        raise refused("not_placed", text)
 
     def _migrate(self, call: Call) -> object:
         name = call.params.text("instance")
         to = call.params.text_or_none("to")
         call.params.done()
-        self._instance(name)
+        self._instance(name, "nothing to move")
         if to is not None:
             self._cnm(to)
         answer = Deferred()
@@ -245,7 +293,7 @@ class Api:
         offset = call.params.integer("offset", 0, high=1 << 62)
         most = call.params.integer("max_bytes", LOG_READ_BYTES, low=1, high=LOG_READ_BYTES)
         call.params.done()
-        self._instance(name)
+        self._instance(name, "no log")
         answer = Deferred()
 
         def done(part: LogPart | str) -> None:

@@ -46,6 +46,8 @@ from firmware.board_specs import (
     read_window,
 )
 from firmware.board_types import (
+    MAX_TENANT_WEIGHT,
+    MAX_TENANTS,
     THRESHOLD_LIMITS,
     TIMING_LIMIT,
     TIMING_LIMITS,
@@ -59,7 +61,15 @@ from firmware.board_types import (
 from firmware.fields import FieldError, Fields
 from firmware.fields import Path as KeyPath
 from firmware.link_dialect import dialect_of
-from firmware.workload import LABEL_KEY, MAX_BYTES, MAX_CPU_MILLI, NAME, NAME_WANT, canonical_arch
+from firmware.workload import (
+    LABEL_KEY,
+    MAX_BYTES,
+    MAX_CPU_MILLI,
+    MAX_MBIT,
+    NAME,
+    NAME_WANT,
+    canonical_arch,
+)
 
 __all__ = [
     "Board",
@@ -176,6 +186,7 @@ def _board(
     check_places(_parts(hardware, slots))
     timing = fields.object("timing", _timing)
     thresholds = fields.object("thresholds", _thresholds)
+    tenants = fields.object_or_none("tenants", _tenants)
     fields.done()
     name, _, description, vendor_id = head
     return Board(
@@ -189,6 +200,7 @@ def _board(
         files=tuple(str(file.path) for file in chain),
         outside_ttys=_outside_ttys(slots, run_dir),
         hardware=hardware,
+        tenants=tenants,
     )
 
 
@@ -250,6 +262,17 @@ def _thresholds(fields: Fields) -> Thresholds:
     return Thresholds(**values)
 
 
+def _tenants(fields: Fields) -> dict[str, int]:
+    """Name and weight of those whose share is not 1."""
+    names = list(fields.rest())
+    if len(names) > MAX_TENANTS:
+        raise FieldError(fields.path, f"at most {MAX_TENANTS} tenants", f"{len(names)}")
+    for name in names:
+        if NAME.fullmatch(name) is None:
+            raise fields.fail(name, NAME_WANT, repr(name[:60]))
+    return {name: fields.integer(name, low=1, high=MAX_TENANT_WEIGHT) for name in sorted(names)}
+
+
 def _filled_slot(
     raw: object, default: Mapping[str, object], path: tuple[str, int], run_dir: str
 ) -> dict[str, object]:
@@ -309,7 +332,8 @@ def _module(fields: Fields, host_arch: str) -> Module:
         cores_milli=fields.integer("cores_milli", low=1, high=MAX_CPU_MILLI),
         memory_bytes=fields.integer("memory_bytes", low=1, high=MAX_BYTES),
         nvme_bytes=fields.integer("nvme_bytes", 0, high=MAX_BYTES),
-        link_mbit=fields.integer("link_mbit", low=1, high=10_000_000),
+        nvme_mbit=fields.integer("nvme_mbit", 0, high=MAX_MBIT),
+        link_mbit=fields.integer("link_mbit", low=1, high=MAX_MBIT),
         runtimes=fields.texts("runtimes", max_items=8, pattern=NAME, want=NAME_WANT),
         labels=fields.mapping(
             "labels", max_items=64, key_pattern=LABEL_KEY, key_want="a label key", max_bytes=128

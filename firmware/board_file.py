@@ -146,6 +146,8 @@ def _read(path: Path, chain: list[BoardFile]) -> BoardFile:
             raise _inherit_error(
                 chain, "a board that can be read", f"{path}: {exc.strerror}"
             ) from exc
+        if path.parent == BOARDS_DIR and Path(path.stem).is_file():  # asked for by its bare name
+            do = f"for the file of this directory write ./{path.stem}; {do}"
         raise BoardError(str(path), "(file)", "a board file", str(exc.strerror), do=do) from exc
     if len(data) > MAX_FILE_BYTES:
         raise BoardError(str(path), "(file)", f"at most {MAX_FILE_BYTES} bytes", "more")

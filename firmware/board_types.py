@@ -72,6 +72,8 @@ class Thresholds:
     rest_ms: int = 60_000  # an instance that was moved by the card itself stays so long
     room_ms: int = 5000  # so long something waits before others move for it
     moves_per_hour: int = 120  # that nobody asked for by name, on the whole card; 0: none
+    tidy_ms: int = 0  # between two looks at whether accelerators ought to be tidied up; 0: none
+    preemptions_per_hour: int = 0  # instances stopped for others of a higher priority; 0: none
     temp_high_mdegc: int = 95_000
     temp_low_mdegc: int = 85_000
 
@@ -89,7 +91,9 @@ TIMING_LIMIT: Final = (1, 600_000)
 THRESHOLD_LIMITS: Final = {
     item.name: (0, 100) if item.name.endswith("_percent") else (0, 600_000)
     for item in fields(Thresholds)
-}
+} | {"preemptions_per_hour": (0, 1000)}
+MAX_TENANTS: Final = 256
+MAX_TENANT_WEIGHT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,7 @@ class Module:
     labels: Mapping[str, str]
     accelerators: tuple[BoardAccelerator, ...]
     dialect: Dialect | None = None  # of its serial lines; None: the card's, whichever that is
+    nvme_mbit: int = 0  # of its drives, which no module tells by itself; 0: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,3 +147,4 @@ class Board:
     files: tuple[str, ...]  # the board file and those it inherits from
     outside_ttys: tuple[str, ...]  # serial lines that the keeper does not make
     hardware: Hardware = field(default_factory=Hardware)
+    tenants: Mapping[str, int] | None = None  # name -> weight; None: who waits is not told apart

@@ -27,9 +27,11 @@ from firmware.link import Link
 from firmware.logs import InstanceLogs
 from firmware.loop import MS, Loop
 from firmware.monitor import Monitor
+from firmware.move_facts import MoveFacts
 from firmware.placement_views import PlacementViews
 from firmware.placer import Placer
 from firmware.planning import Planner
+from firmware.preemptor import Preemptor
 from firmware.profile_store import ProfileStore
 from firmware.profile_views import ProfileViews
 from firmware.profiler import Profiler
@@ -41,6 +43,7 @@ from firmware.signs_of_life import lost_ms
 from firmware.status import StatusReader
 from firmware.storage import Volumes
 from firmware.views import Views
+from firmware.workload import Workload
 from hal.ports import BlobStore, Entropy, HostView, JournalStore, SlotPower
 from protocol.apf import Ctx, Heartbeat, InstanceTelemetry, StatusChanged, Telemetry
 from protocol.mctp.serial_frame import Dialect
@@ -75,7 +78,7 @@ class Card:
         self.loop = loop
         self.safe_mode = safe_mode
         self.ready = False
-        self.submitting: set[str] = set()  # names on their way to the disk
+        self.submitting: dict[str, Workload] = {}  # by name, on their way to the disk
         self.on_shutdown: Callable[[], None] = lambda: None
         self._stopping = False
         self._ports = ports
@@ -93,7 +96,8 @@ class Card:
             loop,
             self.events,
             used_by=self._image_users,
-            keeps=self._volume_needs,
+            needed=lambda: self.volumes.live_blobs(),
+            left_behind=lambda: self.garbage.collect_soon(),
         )
         self.volumes = Volumes(
             loop, self.decisions, ports.blobs, self.events, ports.wall_ns, self.ctx
@@ -139,8 +143,24 @@ class Card:
             self.events,
             board.thresholds,
             self._use_of,
+            MoveFacts(self.inventory, self.decisions, self.images),
+            self._any_loaded,
         )
-        self.rebalancer.room.enabled = not safe_mode
+        self.rebalancer.room.enabled = self.rebalancer.tidying.enabled = not safe_mode
+        self.placer.weights = board.tenants
+        self.preemptor = Preemptor(
+            loop,
+            self.inventory,
+            self.decisions,
+            self.placer,
+            self.reconciler.placements,
+            self.events,
+            board.thresholds,
+            moving=self._moves_for_room,
+            freed=self.reconciler.kick_pending,
+        )
+        if safe_mode:
+            self.preemptor.enabled = False
         self.sessions = CnmSessions(loop, ports.entropy, ports.blobs, self.events, self.ctx)
         self.discovery = Discovery(
             loop,
@@ -182,6 +202,7 @@ class Card:
             self.monitor,
             self.history,
             pending=self.reconciler.placements.pending,
+            preemption=self.preemptor.explain,
             wall_ns=ports.wall_ns,
         )
         self.profile_views = ProfileViews(loop, self.decisions, self.placer, self.profiler)
@@ -206,6 +227,8 @@ class Card:
         self.journal.load()
         self.decisions.load()
         self.profile_store.load()
+        self.placer.relearn()
+        self.preemptor.restore()
 
         def begun(error: JournalError | None) -> None:
             if error is None:
@@ -221,9 +244,17 @@ class Card:
 
         self.decisions.begin_epoch(self._ports.entropy.random_bytes(CARD_UUID_BYTES), begun)
 
+    def _outwaited(self) -> None:
+        """Whoever the daemon before had granted a lease has none any more, unless we know it: what
+        was on slots that the board lost, or calls by another name, may go elsewhere."""
+        self.inventory.outwaited = True
+        self.reconciler.kick_all(list(self.decisions.assignments))
+
     def _open_slots(self) -> None:
         for slot in self.board.slots:
             self.inventory.add(self._open_slot(slot))
+        self.inventory.outwaited = False
+        self.loop.call_later(self.board.timing.fence_wait_ms * MS, self._outwaited)
         self.fencing.start()
         self.hardware.start()
         self.profile_store.start()
@@ -239,6 +270,7 @@ class Card:
             self.rebalancer.drain(cnm)
         self.garbage.start()
         self.history.start()
+        self.rebalancer.tidying.start(self.board.thresholds.tidy_ms)
 
     def _open_slot(self, slot: Slot) -> Cnm:
         ports = self._ports.slots[slot.id]
@@ -334,6 +366,9 @@ class Card:
         self.reconciler.kick_cnm(cnm)
         self.rebalancer.drain(cnm)
 
+    def _moves_for_room(self) -> bool:
+        return self.rebalancer.runner.busy
+
     def _nothing_moves(self) -> bool:
         return self.deployer.idle and not self.volumes.flushing and not self.submitting
 
@@ -357,15 +392,17 @@ class Card:
         if not self.safe_mode and not cnm.draining:
             self.rebalancer.shed(cnm)
 
-    def _image_users(self, ref: str) -> list[str]:
-        return [
-            record.workload.name
-            for record in self.decisions.workloads.values()
-            if any(normal_ref(component.image) == ref for component in record.workload.components)
-        ]
+    def _any_loaded(self) -> bool:
+        return any(self.monitor.loaded(cnm) for cnm in self.inventory)
 
-    def _volume_needs(self, digest: bytes) -> bool:
-        return digest in set(self.volumes.live_blobs())
+    def _image_users(self, ref: str) -> list[str]:
+        """Those that are on their way to the disk, too: it may not be gone when they are there."""
+        known = {name: record.workload for name, record in self.decisions.workloads.items()}
+        return [
+            name
+            for name, workload in (known | self.submitting).items()
+            if any(normal_ref(component.image) == ref for component in workload.components)
+        ]
 
     # --- for the control socket ---
 

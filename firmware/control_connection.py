@@ -333,6 +333,7 @@ class Connection:
                         "deadline_passed", f"no answer within {ANSWER_NS // 1_000_000_000} s"
                     )
                 )
+        self._close_if_done()  # what was open may have been notifications: nothing is written
         if self._closed:
             return
         if self._out and now_ns - self._progress_ns >= WRITE_STALL_NS:

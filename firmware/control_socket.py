@@ -1,7 +1,8 @@
 """The daemon's control socket: who may connect, and how many (DESIGN D9; INTERFACES.md).
 
-64 connections; the next one is told "too_many_connections" and closed. What one connection may
-do is in `firmware.control_connection`.
+64 connections, the last 8 of them for administrators only: whoever may look can't lock out who
+has to act. The next one is told "too_many_connections" and closed. What one connection may do is
+in `firmware.control_connection`.
 """
 
 from collections import Counter
@@ -15,6 +16,7 @@ from hal.ports import Event, Reactor
 from hal.service_ports import StreamConnection, StreamServer
 
 MAX_CONNECTIONS: Final = 64
+ADMIN_CONNECTIONS: Final = 8  # of them, which nobody else gets
 ACCEPTS_A_TURN: Final = 16
 SWEEP_NS: Final = 500_000_000
 ACCEPT_RETRY_NS: Final = 100_000_000
@@ -77,12 +79,14 @@ class ControlSocket:
             self.reactor.watch(self._server.handle, Event.READ, self._on_accept)
 
     def _welcome(self, stream: StreamConnection) -> None:
-        if len(self._connections) >= MAX_CONNECTIONS:
+        role = self._roles.role_of(stream.peer)
+        kept = 0 if role is rpc.Role.ADMIN else ADMIN_CONNECTIONS
+        if len(self._connections) >= MAX_CONNECTIONS - kept:
             self.counters["turned_away"] += 1
-            line = rpc.error_line(
-                None,
-                rpc.busy("too_many_connections", f"{MAX_CONNECTIONS} connections are open"),
-            )
+            text = f"{len(self._connections)} connections are open"
+            if kept:
+                text += f", of {MAX_CONNECTIONS}; the last {kept} are for administrators"
+            line = rpc.error_line(None, rpc.busy("too_many_connections", text))
             try:
                 stream.write(line)
             except LinkDown:
@@ -90,7 +94,6 @@ class ControlSocket:
             stream.close()
             return
         self.counters["accepted"] += 1
-        role = self._roles.role_of(stream.peer)
         connection = Connection(self, stream, role, self.reactor.now_ns())
         self._connections[id(connection)] = connection
         connection.start()

@@ -59,6 +59,8 @@ class Release:
 class Again:
     """It ended: a new generation, after a pause that grows with the restarts."""
 
+    attempt: bool = False  # its restart policy has it so, and may allow so many only
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -118,6 +120,14 @@ class CancelMove:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vacate:
+    """It has ended for somebody else's sake, and its data is home: give the place up."""
+
+    restarts: int
+    attempts: int
+
+
 Action: TypeAlias = (
     Wait
     | PlaceIt
@@ -132,6 +142,7 @@ Action: TypeAlias = (
     | End
     | Flip
     | CancelMove
+    | Vacate
 )
 
 UNSTARTED = frozenset({InstanceState.STAGING, InstanceState.PREPARED})
@@ -190,6 +201,8 @@ def _keep(
         return Stage(place=place)  # takes the place of what is dead or merely prepared
     if assignment.ending is not None:
         return Wait(reason=assignment.ending.text)
+    if assignment.evicting:
+        return _evict(component, assignment, place, status)
     match status.state:
         case InstanceState.PREPARED:
             return Wait(reason="; ".join(gates)) if gates else Start(place=place)
@@ -199,6 +212,26 @@ def _keep(
             return Wait()
 
 
+def _evict(
+    component: Component, assignment: Assignment, place: Place, status: InstanceStatus
+) -> Action:
+    """Its room is for another instance: stop it, bring the data home, give the place up. What was
+    merely prepared too: a START may be on its way, and only a STOP buries it (9a); so what its
+    module has lost is staged by `_keep`, to be stopped. One that has ended by itself meanwhile is
+    treated as its policy says, but not where it was."""
+    if status.state == InstanceState.STOPPING:
+        return Wait(reason=f"{place.cnm} stops it")
+    if status.state in LIVE or status.state in UNSTARTED:
+        return Stop(place=place, generation=status.generation)
+    if status.state not in DEAD:
+        return Wait()
+    step = _after_end(component, assignment, place, status)
+    if not isinstance(step, Again):
+        return step
+    ended = status.state == InstanceState.EXITED
+    return Vacate(restarts=assignment.restarts + ended, attempts=assignment.attempts + ended)
+
+
 def _after_end(
     component: Component, assignment: Assignment, place: Place, status: InstanceStatus
 ) -> Action:
@@ -206,17 +239,15 @@ def _after_end(
         return Flush(place=place)
     by_itself = status.state == InstanceState.EXITED
     failed = not (status.exit_reason == ExitReason.EXITED and status.exit_status == 0)
-    policy, limit = component.restart.policy, component.restart.max_attempts
     if not by_itself and (status.state == InstanceState.STOPPED or _ran(status)):
-        again = True  # ended, but not by itself (a lease's end, a move taken back): rule 12
-    elif policy is RestartPolicy.ON_FAILURE:
-        again = failed and (limit == 0 or assignment.restarts < limit)
-    else:
-        again = policy is not RestartPolicy.NO
-    if again:
-        return Again()
+        return Again()  # ended, but not by itself (a lease's end, a move taken back): rule 12
+    policy, limit = component.restart.policy, component.restart.max_attempts
+    wanted = failed if policy is RestartPolicy.ON_FAILURE else policy is not RestartPolicy.NO
+    if wanted and (limit == 0 or assignment.attempts < limit):
+        return Again(attempt=True)
     text = status.text or _how(status)
-    return End(ending=Ending(failed=failed, status=status.exit_status, text=text))
+    ending = Ending(failed=failed, status=status.exit_status, text=text, reason=status.exit_reason)
+    return End(ending=ending)
 
 
 def _move(

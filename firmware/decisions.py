@@ -24,7 +24,7 @@ from firmware.journal_records import (
 from firmware.lease import LeaseState
 from firmware.loop import MS, Loop
 from firmware.turns import Answer, Flags, Turns
-from firmware.workload import Workload
+from firmware.workload import Component, Workload
 
 REFUSED_REST_NS: Final = 500 * MS  # before what the store refused is decided again
 
@@ -48,6 +48,8 @@ class Decisions:
         self.workloads: dict[str, WorkloadDecision] = {}
         self.assignments: dict[str, Assignment] = {}
         self.pending: set[str] = set()  # instances with a decision on its way to the disk
+        self.erasing: set[str] = set()  # workloads whose last record is on its way to the disk
+        self.revision = 0  # grows with every change of `workloads` or `assignments`
         self._by_cnm: dict[str, dict[str, None]] = {}  # module -> instances, in order
         self._by_workload: dict[str, dict[str, None]] = {}  # workload -> instances, in order
         self.epoch = 0
@@ -89,14 +91,18 @@ class Decisions:
     # --- instances and workloads ---
 
     def assign(
-        self, changes: Sequence[Assignment], done: Callable[[bool], None] | None = None
+        self,
+        changes: Sequence[Assignment],
+        done: Callable[[bool], None] | None = None,
+        also: Sequence[Change] = (),
     ) -> None:
-        """Write assignments, all or none."""
+        """Write assignments, and what `also` is to be written with them, all or none."""
         batch = [
             Change(kind=Kind.ASSIGNMENT, key=item.instance, value=item.to_json())
             for item in changes
         ]
         batch.append(Change(kind=Kind.META, key=GENERATION_KEY, value={"value": self._generation}))
+        batch.extend(also)
 
         def applied() -> None:
             for item in changes:
@@ -117,7 +123,14 @@ class Decisions:
         """The instances of this workload that have an assignment."""
         return list(self._by_workload.get(name, ()))
 
+    def component(self, instance: str) -> Component | None:
+        """What it is an instance of, if that is still wanted."""
+        workload, name, _index = instance.rsplit("/", 2)
+        record = self.workloads.get(workload)
+        return record.workload.component(name) if record else None
+
     def _take(self, assignment: Assignment) -> None:
+        self.revision += 1
         self._unlist(assignment.instance)
         self.assignments[assignment.instance] = assignment
         self._by_workload.setdefault(assignment.workload, {})[assignment.instance] = None
@@ -126,6 +139,7 @@ class Decisions:
                 self._by_cnm.setdefault(place.cnm, {})[assignment.instance] = None
 
     def _drop(self, instance: str) -> None:
+        self.revision += 1
         self._unlist(instance)
         gone = self.assignments.pop(instance, None)
         if gone is not None:
@@ -152,6 +166,7 @@ class Decisions:
 
         def committed(error: JournalError | None) -> None:
             if error is None:
+                self.revision += 1
                 self.workloads[name] = decision
             else:
                 self._say(error)
@@ -160,11 +175,19 @@ class Decisions:
         self.journal.commit(batch, committed)
 
     def erase_workload(self, name: str, done: Callable[[bool], None]) -> None:
-        """Its last instance is gone."""
+        """Its last instance is gone. Once that is on disk the name may be taken again: whatever is
+        still to be written of this record comes before that, so ask `erasing` first."""
+        self.erasing.add(name)
+
+        def erased(good: bool) -> None:
+            self.erasing.discard(name)
+            done(good)
+
         batch = [Change(kind=Kind.WORKLOAD, key=name, value=None)]
-        self._commit([], batch, lambda: self._drop_workload(name), done)
+        self._commit([], batch, lambda: self._drop_workload(name), erased)
 
     def _drop_workload(self, name: str) -> None:
+        self.revision += 1
         self.workloads.pop(name, None)
 
     # --- modules ---

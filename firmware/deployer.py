@@ -17,11 +17,13 @@ from firmware.endpoint import RequestError, RequestRefused
 from firmware.events import EventCode, EventLog
 from firmware.images import ImageStore
 from firmware.inventory import Cnm, Inventory
+from firmware.job_table import JobKey, JobTable
 from firmware.loop import MS, Loop
 from firmware.specs import make_spec
 from firmware.status import StatusReader
-from firmware.storage import VolumeError, Volumes
+from firmware.storage import Volumes
 from firmware.transfer import TransferError
+from firmware.volume_manifest import VolumeError
 from firmware.workload import Component
 from hal.errors import HalError
 from hal.ports import BlobStore
@@ -43,8 +45,6 @@ REST_FIRST_NS: Final = 100 * MS
 REST_MOST_NS: Final = 10_000 * MS
 FAILURES_KEPT: Final = 8192
 BURIED_KEPT: Final = 8192  # one that fell out costs another REMOVE
-
-JobKey = tuple[str, str, int, str]  # verb, instance, generation, cnm
 
 
 class ReplyWithSeq(Protocol):
@@ -81,9 +81,9 @@ class Deployer:
         self._status = status
         self._kick = kick
         self.trace: Callable[[str], None] = lambda _text: None  # of each job's begin and end
-        self._jobs: dict[JobKey, _Job] = {}
+        self._jobs: JobTable[_Job] = JobTable()
         self._buried: dict[JobKey, None] = {}  # removals that their module confirmed
-        self._failures: dict[JobKey, tuple[int, int, str]] = {}  # count, rest until, text
+        self._failures: JobTable[tuple[int, int, str]] = JobTable()  # count, rest until, text
         self._given_up: dict[str, int] = {}  # instance -> failures on modules that it has left
 
     def ctx(self, cnm: Cnm) -> Ctx:
@@ -101,12 +101,12 @@ class Deployer:
 
     def busy(self, instance: str) -> bool:
         """A job for this instance is under way."""
-        return any(job[1] == instance for job in self._jobs)
+        return bool(self._jobs.of(instance))
 
     def trouble(self, instance: str) -> str:
         """The last failure of what is being tried for this instance, or ""."""
-        texts = [f[2] for key, f in self._failures.items() if key[1] == instance]
-        return texts[-1] if texts else ""
+        failed = self._failures.of(instance)
+        return self._failures[failed[-1]][2] if failed else ""
 
     def settle(self, instance: str) -> None:
         """Forget failures: the instance has moved on."""
@@ -117,8 +117,9 @@ class Deployer:
         """It runs there. What failed elsewhere, a removal from where it was, goes on resting."""
         self._given_up.pop(instance, None)
         here = (instance, place.generation, place.cnm)
-        for key in [key for key in self._failures if key[1:] == here]:
-            del self._failures[key]
+        for key in self._failures.of(instance):
+            if key[1:] == here:
+                del self._failures[key]
 
     def give_up(self, instance: str, place: Place) -> None:
         """It is to be staged on another module. Its rests go on growing there: what can be staged
@@ -130,13 +131,14 @@ class Deployer:
         self._forget_failures(instance)
 
     def _forget_failures(self, instance: str) -> None:
-        for key in [key for key in self._failures if key[1] == instance]:
+        for key in self._failures.of(instance):
             del self._failures[key]
 
     def drop_staging(self, instance: str) -> None:
         """It is not wanted any more: what is being brought for it need not arrive."""
-        for key in [key for key in self._jobs if key[:2] == ("stage", instance)]:
-            self._jobs.pop(key).drop()
+        for key in self._jobs.of(instance):
+            if key[0] == "stage":
+                self._jobs.pop(key).drop()
 
     def buried(self, instance: str, place: Place) -> bool:
         """Its module has confirmed that nothing is left of this generation, and will refuse all

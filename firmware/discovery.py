@@ -86,6 +86,8 @@ class Discovery:
         """Ask one module the next thing that is not known of it and not being asked."""
         if cnm.quarantine or (cnm.power is not None and not cnm.power.power_good):
             return
+        if cnm.lease.state is LeaseState.FENCED and not cnm.power_wanted:
+            return  # it is to be off, and nothing of it is wanted
         if cnm.capabilities is None or cnm.lease.state is LeaseState.FENCED:
             self._ask(cnm, "mc", self._set_mc_eid)
         elif cnm.lease.state is LeaseState.FENCING:

@@ -19,6 +19,7 @@ RING_EVENTS: Final = 4096
 RATE_BURST: Final = 256  # of one code; a card that starts 200 components says each of them
 RATE_PER_S: Final = 50
 SUPPRESSED_REPORT_NS: Final = 1_000_000_000
+EVENTS_A_TURN: Final = 16  # to one reader: with all readers far behind some 20 ms
 MAX_SUBSCRIPTIONS: Final = 64
 MAX_TEXT_CHARS: Final = 1024
 
@@ -81,6 +82,7 @@ class EventCode(StrEnum):
     INSTANCE_MIGRATING = "instance.migrating"
     INSTANCE_MIGRATED = "instance.migrated"
     INSTANCE_MIGRATION_FAILED = "instance.migration_failed"
+    INSTANCE_PREEMPTED = "instance.preempted"
     TRANSFER_STARTED = "transfer.started"
     TRANSFER_FINISHED = "transfer.finished"
     TRANSFER_RESUMED = "transfer.resumed"
@@ -157,15 +159,19 @@ class Subscription:
         self._cursor = cursor  # sequence number of the next event to deliver
         self._deliver = deliver
         self._pumping = False
+        self._posted = False  # the rest is delivered in another turn
 
     def pump(self) -> None:
-        """Deliver what has come, until the reader is full. A reader that emits events itself is
-        safe: they are delivered by the pump that is running."""
-        if self._pumping:
+        """Deliver what has come, until the reader is full; some in this turn of the loop, the rest
+        in the next ones. A reader that emits events itself is safe: they are delivered by the pump
+        that is running."""
+        if self._pumping or self._posted:
             return
         self._pumping = True
         try:
-            while self._cursor < self._log.next_seq:
+            for _ in range(EVENTS_A_TURN):
+                if self._cursor >= self._log.next_seq:
+                    return
                 event = self._log.at(self._cursor)
                 if not self._deliver(event):
                     return
@@ -173,6 +179,13 @@ class Subscription:
                 self._cursor = event.seq + 1
         finally:
             self._pumping = False
+        self._posted = True
+        self._log.post(self._go_on)
+
+    def _go_on(self) -> None:
+        self._posted = False
+        if self._log.has(self):
+            self.pump()
 
     def close(self) -> None:
         self._log.forget(self)
@@ -302,6 +315,13 @@ class EventLog:
         subscription = Subscription(self, cursor, deliver)
         self._subscriptions[id(subscription)] = subscription
         return subscription
+
+    def post(self, call: Callable[[], None]) -> None:
+        """For a subscription: in the next turn of the loop."""
+        self._reactor.post(call)
+
+    def has(self, subscription: Subscription) -> bool:
+        return id(subscription) in self._subscriptions
 
     def forget(self, subscription: Subscription) -> None:
         self._subscriptions.pop(id(subscription), None)

@@ -18,11 +18,13 @@ from hal.errors import HalError
 from hal.ports import FenceKind, PowerAction, PowerRequest, SlotPower, SlotState
 from protocol.apf import Grant, Heartbeat
 
+WORD: Final = 0xFFFF_FFFF  # a heartbeat's number is a u32
 SUSPECT_TICK_NS: Final = 20 * MS
 POWER_DEADLINE_NS: Final = 3_000 * MS
 POWER_ON_DEADLINE_NS: Final = 10_000 * MS
 POWER_ON_FIRST_NS: Final = 200 * MS  # pause before a module is switched on again
 POWER_ON_MOST_NS: Final = 30_000 * MS
+POWER_LOOK_NS: Final = 1_000 * MS  # at what could not be switched off, while that matters
 POWER_ONS_KEPT: Final = 6  # the pause doubles with each of them in the last POWER_ON_SPAN_NS
 POWER_ON_SPAN_NS: Final = 120_000 * MS
 
@@ -56,9 +58,11 @@ class Fencing:
         self._fencing: set[str] = set()  # a FENCING or FENCED record is on its way to the disk
         self._switching: set[str] = set()  # a power request is under way
         self._off_failed: set[str] = set()  # its power could not be cut: only the wait is left
+        self._looking: set[str] = set()  # those of them whose power is to be read soon
         self._epoch_over: set[str] = set()  # no command of the epoch in which its fence began lives
         self._power_ons: dict[str, deque[int]] = {}
         self.grants = 0
+        self.repeated = 0  # heartbeats that were heard before
         power.on_change(self._on_slot)
 
     def start(self) -> None:
@@ -69,6 +73,7 @@ class Fencing:
             cnm.draining = bool(record.get("draining", False))
             cnm.power_wanted = bool(record.get("power_wanted", True))
             boot_id = bytes.fromhex(record.get("boot_id", ""))
+            cnm.uuid_before = bytes.fromhex(record.get("uuid", ""))
             match record.get("state"):
                 case LeaseState.LEASED.value:
                     cnm.lease.restore(boot_id, self._start_ns)
@@ -93,6 +98,9 @@ class Fencing:
             if cnm.lease.state is not LeaseState.FENCING:
                 cnm.capabilities = None  # another boot: a HELLO will tell
                 self._discovery.look(cnm)
+            return
+        if cnm.heartbeat is not None and not _follows(heartbeat, cnm.heartbeat):
+            self.repeated += 1  # the link repeats what it had: no sign of life
             return
         cnm.heartbeat = heartbeat
         cnm.heartbeat_ns = now_ns
@@ -150,7 +158,9 @@ class Fencing:
         self._timers[cnm.id] = self._loop.call_at(due_ns, lambda: self._tick(cnm))
 
     def on_admitted(self, cnm: Cnm) -> None:
-        """Grants have begun: watch its heartbeats."""
+        """Grants have begun: watch its heartbeats. One that is wanted off goes with a fence."""
+        if not cnm.power_wanted and cnm.lease.suspect_now():
+            self._begin_fence(cnm, "it is to be off")
         self._arm(cnm)
 
     def _tick(self, cnm: Cnm) -> None:
@@ -179,7 +189,9 @@ class Fencing:
         self._inventory.on_change(cnm)
 
     def _begin_fence(self, cnm: Cnm, why: str) -> None:
-        """From here on it can't return; nothing is done to it before that is on disk."""
+        """From here on it can't return; nothing is done to it before that is on disk. That its
+        power could not be cut the last time says nothing of now."""
+        self._off_failed.discard(cnm.id)
         cnm.lease.begin_fence()
         self._epoch_over.discard(cnm.id)
         self._discovery.forget(cnm)
@@ -258,8 +270,13 @@ class Fencing:
         self._keep_power(cnm)
 
     def _keep_power(self, cnm: Cnm) -> None:
-        """Switch a module on that should be on and holds nothing that a fence must settle."""
+        """Switch a module on that should be on and holds nothing that a fence must settle; and one
+        off that was fenced and should be off."""
         state = cnm.power
+        if state is not None and state.power_good and not cnm.power_wanted:
+            if cnm.lease.state is LeaseState.FENCED and cnm.id not in self._off_failed:
+                self._switch(cnm, PowerAction.OFF)
+            return
         if (
             state is None
             or state.power_good
@@ -304,6 +321,7 @@ class Fencing:
                 )
                 if action is PowerAction.OFF:
                     self._off_failed.add(cnm.id)
+                    self._look_again(cnm)
                 if action is PowerAction.ON:
                     self._keep_power(cnm)
                 if action is PowerAction.READ:
@@ -314,6 +332,28 @@ class Fencing:
             if action is PowerAction.OFF:
                 self._off_failed.discard(cnm.id)
             self._take_power(cnm, result, asked_ns=asked_ns)
+            if action is PowerAction.READ and result.power_good:
+                self._look_again(cnm)
 
         request = PowerRequest(slot=cnm.config.slot, action=action)
         self._power.submit(request, asked_ns + span_ns, done)
+
+    def _look_again(self, cnm: Cnm) -> None:
+        """What could not be switched off in time may go off later, and nobody tells who asked for
+        it. A fence that is still under way asks by itself; who is heard again has power."""
+
+        def look() -> None:
+            self._looking.discard(cnm.id)
+            if cnm.lease.state in (LeaseState.NEW, LeaseState.FENCED):
+                # or another request is under way, and tells
+                self._switch(cnm, PowerAction.READ if cnm.power_wanted else PowerAction.OFF)
+
+        wanted = cnm.id in self._off_failed and cnm.lease.power_fence
+        if wanted and cnm.id not in self._looking:
+            self._looking.add(cnm.id)
+            self._loop.call_later(POWER_LOOK_NS, look)
+
+
+def _follows(heartbeat: Heartbeat, last: Heartbeat) -> bool:
+    """Sent after `last`, or by another boot (SPEC section 7: the numbers of a boot grow)."""
+    return heartbeat.boot_id != last.boot_id or 0 < (heartbeat.seq - last.seq) & WORD <= WORD >> 1

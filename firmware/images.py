@@ -2,21 +2,25 @@
 
 An import is `begin` (the manifest is judged whole, the answer names the blobs that are missing),
 `blob` for each of those (a file descriptor, hashed on its way in), `commit` (every blob is there:
-the journal takes the image). Until then nobody sees it. A reference that a workload uses can
-neither be removed nor be given another content: a failover would otherwise start something else.
+the journal takes the image). Until then nobody sees it. One whose connection has closed can be gone
+on with by another, until its place is needed or it has rested for UPLOAD_IDLE_NS. A reference that
+a workload uses can neither be removed nor be given another content: a failover would otherwise
+start something else.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from itertools import islice
+from typing import Any, Final
 
 from firmware import rpc
 from firmware.events import EventCode, EventLog
 from firmware.fields import Fields
 from firmware.image_manifest import MAX_BLOB_BYTES, REF, Image, ImageError, normal_ref, read_digest
 from firmware.journal import Change, Journal, JournalError, Kind
+from firmware.volume_manifest import VolumeError
 from firmware.workload import HOST_IMAGE
 from hal.errors import HalError, Refused
 from hal.ports import BlobStore, Reactor
@@ -24,7 +28,8 @@ from hal.ports import BlobStore, Reactor
 MAX_IMAGES: Final = 1024
 MAX_UPLOADS: Final = 16
 MAX_INGESTS: Final = 4
-UPLOAD_IDLE_NS: Final = 3600 * 1_000_000_000
+DROPS_AT_ONCE: Final = 16  # a file each
+UPLOAD_IDLE_NS: Final = 660_000_000_000  # above the time that its tool waits for one blob
 INGEST_NS: Final = 540_000_000_000  # below the control socket's own limit for an answer
 
 __all__ = ["ImageStore", "normal_ref", "register_image_methods"]
@@ -35,6 +40,8 @@ class _Upload:
     image: Image
     touched_ns: int
     running: int = 0  # blobs on their way in
+    caller: rpc.Caller | None = None  # whose connection began it, while that is open
+    left: bool = False  # that has closed, and nobody went on with it since
 
 
 class ImageStore:
@@ -48,20 +55,26 @@ class ImageStore:
         events: EventLog,
         *,
         used_by: Callable[[str], Sequence[str]],
-        keeps: Callable[[bytes], bool] = lambda _digest: False,
+        needed: Callable[[], Container[bytes]] = frozenset,
+        left_behind: Callable[[], None] = lambda: None,
     ) -> None:
-        """`used_by(ref)` names the workloads that use an image; `keeps(digest)` says whether
-        somebody other than the images still needs a blob."""
+        """`used_by(ref)` names the workloads that use an image; `needed()` are the blobs that
+        somebody other than the images needs; it may raise VolumeError or HalError.
+        `left_behind()` is called when blobs stay that the collection of garbage has to judge."""
         self._blobs = blobs
         self._journal = journal
         self._reactor = reactor
         self._events = events
         self._used_by = used_by
-        self._keeps = keeps
+        self._needed = needed
+        self._left_behind = left_behind
         self._uploads: dict[str, _Upload] = {}  # by reference; at most MAX_UPLOADS
+        self._watched: list[rpc.Caller] = []  # connections that began one; at most all there are
         self._ingests = 0
         self.drop_failures = 0
+        self.changes = 0  # what began or was decided; more may be referenced since
         self._changing: set[str] = set()  # references with a decision on its way to the disk
+        self._going: set[str] = set()  # those of them that are being removed
         self._digests: dict[str, str] = {}  # of those asked for, by reference; at most MAX_IMAGES
 
     def resolve(self, ref: str) -> Image | None:
@@ -83,6 +96,10 @@ class ImageStore:
             self._digests[name] = known
         return known
 
+    def is_going(self, ref: str) -> bool:
+        """Its removal is on its way to the disk: nothing new may count on it."""
+        return normal_ref(ref) in self._going
+
     def users_of(self, ref: str) -> Sequence[str]:
         """The workloads that use an image."""
         return self._used_by(normal_ref(ref))
@@ -91,8 +108,9 @@ class ImageStore:
         records = self._journal.items(Kind.IMAGE)
         return [Image.from_json(record["manifest"]) for _, record in sorted(records.items())]
 
-    def begin(self, ref: str, manifest: object) -> list[str]:
-        """Judge the manifest; the hex digests that must come before `commit`."""
+    def begin(self, ref: str, manifest: object, caller: rpc.Caller | None = None) -> list[str]:
+        """Judge the manifest; the hex digests that must come before `commit`. When the connection
+        of `caller` ends, the import may be gone on with, unless another one needs its place."""
         image = Image.from_json(manifest)
         if normal_ref(ref) != image.ref:
             raise ImageError(("ref",), f"{normal_ref(ref)!r}, as in the request", repr(image.ref))
@@ -100,6 +118,7 @@ class ImageStore:
             raise rpc.refused(
                 "reserved_name", f"{HOST_IMAGE!r} means the CNM's own root filesystem"
             )
+        self._check_still(image.ref)  # a commit's layers are not known to be needed before it ends
         known = self._journal.items(Kind.IMAGE)
         if image.ref not in known and len(known) >= MAX_IMAGES:
             raise rpc.busy("too_many_images", f"{MAX_IMAGES} images are kept: remove one")
@@ -108,7 +127,11 @@ class ImageStore:
         previous = self._uploads.get(image.ref)
         running = previous.running if previous else 0
         now_ns = self._reactor.now_ns()
-        self._uploads[image.ref] = _Upload(image=image, touched_ns=now_ns, running=running)
+        self.changes += 1
+        upload = _Upload(image=image, touched_ns=now_ns, running=running)
+        self._uploads[image.ref] = upload
+        if caller is not None:
+            self._watch(caller, upload)
         if previous is not None:
             self._drop_unused(previous.image)
         return [digest.hex() for digest in self._missing(image)]
@@ -123,18 +146,47 @@ class ImageStore:
                 workloads=list(users),
             )
 
+    def _check_still(self, ref: str) -> None:
+        if ref in self._changing:
+            raise rpc.busy("image_changing", f"{ref} is being changed by another request")
+
+    def _watch(self, caller: rpc.Caller, upload: _Upload) -> None:
+        upload.caller = caller
+        if any(one is caller for one in self._watched):
+            return
+        self._watched.append(caller)
+
+        def closed() -> None:
+            self._watched = [one for one in self._watched if one is not caller]
+            for one in self._uploads.values():
+                if one.caller is caller:
+                    one.left, one.caller = True, None
+
+        caller.on_close(closed)
+
     def _make_room(self, ref: str) -> None:
         if ref in self._uploads or len(self._uploads) < MAX_UPLOADS:
             return
-        now_ns = self._reactor.now_ns()
-        idle = [
-            (upload.touched_ns, name)
-            for name, upload in self._uploads.items()
-            if upload.running == 0 and now_ns - upload.touched_ns >= UPLOAD_IDLE_NS
-        ]
+        idle = [name for name in self._resting() if self._uploads[name].left]
+        idle = idle or self._resting(UPLOAD_IDLE_NS)
         if not idle:
             raise rpc.busy("too_many_imports", f"{MAX_UPLOADS} imports have begun and not ended")
-        self._drop_unused(self._uploads.pop(min(idle)[1]).image)
+        self._drop_unused(self._uploads.pop(idle[0]).image)
+
+    def _resting(self, for_ns: int = 0) -> list[str]:
+        """Imports with nothing on its way that were not touched for so long, oldest first."""
+        before_ns = self._reactor.now_ns() - for_ns
+        resting = sorted(
+            (upload.touched_ns, name)
+            for name, upload in self._uploads.items()
+            if not upload.running and name not in self._changing and upload.touched_ns <= before_ns
+        )
+        return [name for _, name in resting]
+
+    def end_idle(self) -> None:
+        """Forget imports that nobody went on with: what came of them is garbage from now on."""
+        for name in self._resting(UPLOAD_IDLE_NS):
+            del self._uploads[name]
 
     def _missing(self, image: Image) -> list[bytes]:
         sizes = {layer.digest: layer.size_bytes for layer in image.layers}
@@ -145,6 +197,7 @@ class ImageStore:
         if upload is None:
             raise rpc.refused("no_import", f"no import of {normal_ref(ref)} has begun")
         upload.touched_ns = self._reactor.now_ns()
+        upload.left = False
         return upload
 
     def check_blob(self, ref: str, digest: bytes, size_bytes: int) -> bool:
@@ -244,12 +297,16 @@ class ImageStore:
         durable: Callable[[], None],
         answer: rpc.Deferred,
     ) -> None:
-        if ref in self._changing:
-            raise rpc.busy("image_changing", f"{ref} is being changed by another request")
+        self._check_still(ref)
         self._changing.add(ref)
+        if value is None:
+            self._going.add(ref)
+        self.changes += 1
 
         def done(error: JournalError | None) -> None:
             self._changing.discard(ref)
+            self._going.discard(ref)
+            self.changes += 1
             self._digests.pop(ref, None)
             if error is not None:
                 answer.fail(rpc.refused(f"journal_{error.code}", str(error)))
@@ -260,21 +317,35 @@ class ImageStore:
 
     def referenced(self) -> set[bytes]:
         """Every blob that an image, or an import that has begun, needs."""
-        images = [*self.images(), *(upload.image for upload in self._uploads.values())]
-        return {layer.digest for image in images for layer in image.layers}
+        coming = (layer for one in self._uploads.values() for layer in one.image.layers)
+        referenced = {layer.digest for layer in coming}
+        records: Collection[Any] = self._journal.items(Kind.IMAGE).values()
+        for record in records:  # judged when they came: only looked up here
+            referenced.update(bytes.fromhex(one["digest"]) for one in record["manifest"]["layers"])
+        return referenced
 
     def _drop_unused(self, image: Image) -> None:
         self._drop(sorted({layer.digest for layer in image.layers} - self.referenced()))
 
-    def _drop(self, digests: Iterable[bytes]) -> int:
+    def _drop(self, digests: Collection[bytes]) -> int:
+        """What can't be dropped now, or not be judged, stays an orphan: the collection of garbage
+        takes it. Bounded, as the image is gone whatever becomes of its blobs."""
         dropped = 0
-        for digest in digests:
-            if self._keeps(digest):
+        try:
+            needed = self._needed()
+        except (HalError, VolumeError):
+            self.drop_failures += 1
+            self._left_behind()
+            return 0
+        if len(digests) > DROPS_AT_ONCE:
+            self._left_behind()
+        for digest in islice(digests, DROPS_AT_ONCE):
+            if digest in needed:
                 continue
             try:
                 self._blobs.drop(digest)
                 dropped += 1
-            except HalError:  # it stays an orphan, and the next start tries again
+            except HalError:
                 self.drop_failures += 1
         return dropped
 
@@ -293,7 +364,7 @@ def register_image_methods(table: rpc.MethodTable, store: ImageStore) -> None:
     def begin(call: rpc.Call) -> object:
         ref, manifest = read_ref(call), call.params.object("manifest", Fields.rest)
         call.params.done()
-        return {"missing": store.begin(ref, manifest)}
+        return {"missing": store.begin(ref, manifest, call.caller)}
 
     def blob(call: rpc.Call) -> object:
         ref, digest = read_ref(call), read_digest(call.params, "digest")

@@ -65,6 +65,7 @@ class Cnm:
     draining: bool = False
     quarantine: str = ""  # why it is not used, in words
     uuid: bytes = b""
+    uuid_before: bytes = b""  # of the module that the daemon before knew by this name
     software: str = ""
     capabilities: CapabilitiesReply | None = None
     agent_ready: bool = False  # its HELLO had the MC's boot id, its window is attached
@@ -149,6 +150,8 @@ class Inventory:
     def __init__(self) -> None:
         self._cnms: dict[str, Cnm] = {}
         self._by_slot: dict[int, Cnm] = {}
+        # False until every lease that the daemon before granted is over: see `_sight_of_boot`
+        self.outwaited = True
         self.on_change: Callable[[Cnm], None] = lambda _cnm: None
 
     def add(self, cnm: Cnm) -> None:
@@ -168,16 +171,28 @@ class Inventory:
     def look(self, place: Place, instance: str) -> Seen:
         """What may be relied on about `instance` at `place`."""
         cnm = self._cnms.get(place.cnm)
-        if cnm is None:  # the board has lost the slot: its CNM cannot be reached or powered
-            return Seen(sight=Sight.GONE)
-        if cnm.boot_id != place.boot_id:
-            # another boot is there: the old one is dead (rule 9d). No boot known yet: wait
-            return Seen(sight=Sight.GONE if cnm.boot_id else Sight.UNSURE)
+        if cnm is None or cnm.boot_id != place.boot_id:
+            return Seen(sight=self._sight_of_boot(place, cnm, instance))
         if cnm.lease.state is LeaseState.FENCED:
             return Seen(sight=Sight.GONE)
         if not cnm.current:
             return Seen(sight=Sight.UNSURE)
         return Seen(sight=Sight.CURRENT, status=cnm.observed.get(instance), draining=cnm.draining)
+
+    def _sight_of_boot(self, place: Place, cnm: Cnm | None, instance: str) -> Sight:
+        """Of a boot that is not where it was, in slot `cnm` (None: the board has no such slot any
+        more). Another boot of the same module proves the old one dead (rule 9d). A slot that was
+        renamed, or taken from the board, proves nothing: the module may go on under its new name,
+        or under its lease, until that is over."""
+        if cnm is not None and not cnm.boot_id:
+            return Sight.UNSURE  # no boot known yet: wait
+        for other in self._cnms.values():
+            if other.boot_id == place.boot_id:
+                ended = other.current and instance not in other.observed
+                dead = other.lease.state is LeaseState.FENCED
+                return Sight.GONE if ended or dead else Sight.UNSURE
+        same = cnm is not None and cnm.uuid == (cnm.uuid_before or cnm.uuid)
+        return Sight.GONE if same or self.outwaited else Sight.UNSURE
 
     def reported(self, place: Place, instance: str) -> InstanceStatus | None:
         """What the module at `place` said last, whether that can be relied on or not."""

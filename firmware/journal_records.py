@@ -18,6 +18,7 @@ from firmware.workload import Workload
 DIGEST_BYTES: Final = 32
 UUID_BYTES: Final = 16
 GENERATION_KEY: Final = "generation"
+PREEMPTED_KEY: Final = "preempted"  # when, in ms of CLOCK_BOOTTIME, within an hour of the last one
 T = TypeVar("T")
 
 
@@ -46,6 +47,13 @@ def read_assignments(journal: Journal) -> dict[str, Assignment]:
 def read_generation(journal: Journal) -> int:
     """The highest generation ever given; 0 before the first. Raises JournalError."""
     return _all(journal, Kind.META, _meta).get(GENERATION_KEY, 0)
+
+
+def read_preempted(journal: Journal) -> list[int] | None:
+    """The times at which instances were stopped for others, in ms; None where nobody wrote them
+    down. Raises JournalError."""
+    found = _all(journal, Kind.META, lambda key, r: _times(r) if key == PREEMPTED_KEY else None)
+    return found.get(PREEMPTED_KEY)
 
 
 def check_the_rest(journal: Journal) -> None:
@@ -85,6 +93,11 @@ def _meta(key: str, record: Mapping[str, Any]) -> int:
     if key in ("epoch", GENERATION_KEY):
         return number_of(record, "value")
     return value if type(value) is int else 0
+
+
+def _times(record: Mapping[str, Any]) -> list[int]:
+    times = typed_of(record, "value", list)
+    return [number_of({"value": at_ms}, "value") for at_ms in times]
 
 
 def _module(_cnm: str, record: Mapping[str, Any]) -> None:

@@ -98,6 +98,8 @@ class Migration:
             return f"{instance} is moving already, to {assignment.target.cnm}"
         if assignment.ending is not None:
             return f"{instance} has ended: {assignment.ending.text}"
+        if assignment.evicting and assignment.evict is not None:
+            return f"{instance} is being stopped for {assignment.evict.by}"
         if instance in self._decisions.pending:
             return f"{instance} is being decided about; try again"
         if self._inventory.look(assignment.place, instance).sight is not Sight.CURRENT:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from firmware.board_types import Thresholds
 from firmware.decisions import Decisions
 from firmware.events import EventCode, EventLog
+from firmware.headroom import POWER_STEPS, THERMAL_STEP_MC, below, in_steps, power_limit_mw
 from firmware.inventory import Cnm
 from firmware.loop import MS, Loop
 from firmware.placer import Placer
@@ -84,6 +85,7 @@ class Monitor:
     def forget(self, cnm: Cnm) -> None:
         """Another boot: what was measured before says nothing about it."""
         self._watches.pop(cnm.id, None)
+        self._give_headroom(cnm, None, None)
 
     def loaded(self, cnm: Cnm) -> bool:
         """Above its threshold, and not yet below the lower one again."""
@@ -117,7 +119,9 @@ class Monitor:
         elif low and watch.loaded:
             watch.loaded, watch.above_since_ns = False, None
             self._events.emit(EventCode.CNM_RECOVERED, text, cnm=cnm.id)
-        self._judge_temperature(cnm, watch, report.reading("temp_mdegc"))
+        temp_mdegc = report.reading("temp_mdegc")
+        self._judge_temperature(cnm, watch, temp_mdegc)
+        self._give_headroom(cnm, report.reading("power_mw"), temp_mdegc)
         if watch.loaded:
             self._on_loaded(cnm)
 
@@ -131,6 +135,25 @@ class Monitor:
             text = f"{cnm.id}: {temp_mdegc / 1000:g} degrees Celsius"
             self._events.emit(EventCode.CNM_TEMPERATURE, text, cnm=cnm.id)
 
+    def _give_headroom(self, cnm: Cnm, power_mw: int | None, temp_mdegc: int | None) -> None:
+        """Tell the allocator how far it is below its limits, if that is another step now."""
+        node = self._placer.state.nodes.get(cnm.id)
+        if node is None:
+            return
+        view, limit_mw = node.view, power_limit_mw(cnm.config.devices)
+        power = in_steps(
+            view.power_headroom_mw,
+            below(limit_mw, power_mw),
+            max((limit_mw or 0) // POWER_STEPS, 1),
+        )
+        thermal = in_steps(
+            view.thermal_headroom_mc,
+            below(self._thresholds.temp_high_mdegc, temp_mdegc),
+            THERMAL_STEP_MC,
+        )
+        if power != view.power_headroom_mw or thermal != view.thermal_headroom_mc:
+            self._placer.state.set_headroom(cnm.id, power_mw=power, thermal_mc=thermal)
+
     def on_instances(self, cnm: Cnm, report: InstanceTelemetry) -> None:
         """INSTANCE_TELEMETRY: feeds the profiles."""
         if report.boot_id != cnm.boot_id:
@@ -143,13 +166,14 @@ class Monitor:
             cnm.usage[entry.instance] = entry
             watch.cpu_since(entry, now_ns)
             self._measure(cnm, watch, entry, now_ns)
-        for key in [key for key in watch.cpu_us if key[0] not in cnm.observed]:
+        for key in [key for key in watch.cpu_us if not _runs(cnm, key)]:
             del watch.cpu_us[key]
-            watch.cpu_milli.pop(key[0], None)
+            if key[0] not in cnm.observed:
+                watch.cpu_milli.pop(key[0], None)
         for key in [key for key in watch.meters if not _runs(cnm, key)]:
             meter, component = watch.meters.pop(key)
             self._profiler.ended(component, meter)
-        watch.oom_seen = {key for key in watch.oom_seen if key[0] in cnm.observed}
+        watch.oom_seen = {key for key in watch.oom_seen if _runs(cnm, key)}
 
     def _measure(self, cnm: Cnm, watch: _Watch, entry: InstanceUsage, now_ns: int) -> None:
         """One instance's report, for the profile of its component."""

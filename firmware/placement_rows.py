@@ -12,9 +12,9 @@ from firmware.allocator import Demand
 from firmware.allocator.explain import Verdict
 from firmware.allocator.score import CRITERIA
 from firmware.allocator.types import DIMENSIONS
+from firmware.cnm_view import why_not
 from firmware.inventory import Cnm
 from firmware.occupancy import RESOURCES, Amounts, Shape
-from firmware.placer import why_not
 
 UNITS: Final[Mapping[str, str]] = {
     "cpu": "milli",

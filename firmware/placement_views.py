@@ -1,10 +1,13 @@
 """What is shown of the allocator: `explain`, `plan`, `top` and `heatmap` (firmware.placement_rows
 has the rows). Reads only."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final
 
+from firmware.allocator.queue import shares
 from firmware.allocator.score import CRITERIA
+from firmware.cnm_view import why_not
 from firmware.decisions import Decisions
 from firmware.events import iso_ms
 from firmware.history import LEVELS, SERIES, HistoryKeeper
@@ -19,8 +22,8 @@ from firmware.placement_rows import (
     silent_row,
     verdict_row,
 )
-from firmware.placer import Placer, why_not
-from firmware.planning import Choice, Planned, explain_choice
+from firmware.placer import EXCLUDED, Placer
+from firmware.planning import Choice, Planned, choice_steps
 from firmware.workload import Component
 
 MEASURED: Final[Mapping[str, str]] = {  # resource -> what telemetry calls its use
@@ -28,6 +31,8 @@ MEASURED: Final[Mapping[str, str]] = {  # resource -> what telemetry calls its u
     "memory": "memory_bytes",
     "nvme": "nvme_bytes",
 }
+NOBODY: Final[Mapping[str, str]] = {}
+ROWS_A_STEP: Final = 64  # about 1 ms
 PAGE_CNMS: Final = 32  # of a history: some 30,000 numbers in an answer
 
 
@@ -43,30 +48,36 @@ class PlacementViews:
         keeper: HistoryKeeper,
         *,
         pending: Mapping[str, Mapping[str, str]],
+        preemption: Callable[[str], Generator[None, None, dict[str, Any] | None]],
         wall_ns: Callable[[], int],
     ) -> None:
-        """`pending`: the instances that wait for room."""
+        """`pending`: the instances that wait for room; `preemption(instance)`: whether others are
+        stopped for one of them, in short steps."""
         self._inventory = inventory
         self._decisions = decisions
         self._placer = placer
         self._monitor = monitor
         self._keeper = keeper
         self._pending = pending
+        self._preemption = preemption
         self._wall_ns = wall_ns
 
     # --- explain ---
 
-    def explain(self, instance: str, component: Component) -> dict[str, Any]:
+    def explain(self, instance: str, component: Component) -> Generator[None, None, dict[str, Any]]:
         """Where it is, or why it waits: the question of its placement, asked anew on the books
-        as they are now without it. An instance that has ended asks nothing."""
+        as they are now without it. An instance that has ended asks nothing. In short steps."""
         assignment = self._decisions.assignments.get(instance)
         workload = instance.split("/", 1)[0]
         ended = assignment.ending.text if assignment and assignment.ending else None
         place = assignment.place if assignment else None
         target = assignment.target if assignment else None
-        here = place.cnm if place else None
-        choice = explain_choice(self._placer, workload, component, instance)
+        here = place.cnm if place and ended is None else None
+        barred, tenant = self._placer.barred(instance), self._placer.tenant_of(instance)
+        preemption = yield from self._preemption(instance)
+        choice = yield from choice_steps(self._placer, workload, component, instance)
         found = choice.explanation
+        rows = yield from self._verdicts(choice, here, barred)
         return {
             "instance": instance,
             "workload": workload,
@@ -81,30 +92,51 @@ class PlacementViews:
             "runner_up": found.runner_up,
             "decided_by": found.decided_by,
             "criteria": list(CRITERIA),
-            "cnms": self._verdicts(choice, here),
+            "cnms": rows,
+            "priority": component.priority,
+            "tenant": tenant,
+            "preemption": preemption,
         }
 
-    def _verdicts(self, choice: Choice, here: str | None) -> list[dict[str, Any]]:
-        rows = [verdict_row(v, here, choice.pins) for v in choice.explanation.verdicts]
+    def _verdicts(
+        self, choice: Choice, here: str | None, barred: Mapping[str, str] = NOBODY
+    ) -> Generator[None, None, list[dict[str, Any]]]:
+        """`barred`: modules whose room is being freed for others, and the words for it."""
+        rows: list[dict[str, Any]] = []
+        for verdict in choice.explanation.verdicts:
+            row = verdict_row(verdict, here, choice.pins)
+            if row["id"] in barred and row["reason"]:
+                row["reason"] = row["reason"].replace(EXCLUDED, barred[row["id"]])
+            rows.append(row)
+            if len(rows) % ROWS_A_STEP == 0:
+                yield
         known = {row["id"] for row in rows}
         silent = [cnm for cnm in self._inventory if cnm.id not in known]
         return rows + [silent_row(cnm, here) for cnm in silent]
 
     # --- plan ---
 
-    def planned(self, found: Sequence[Planned]) -> list[dict[str, Any]]:
-        """A row an instance, in the order of placement; `cnms` explains those that go nowhere."""
-        return [
-            {
-                "instance": item.instance,
-                "component": item.component,
-                "cnm": item.cnm,
-                "demand": demand_row(item.demand) if item.demand is not None else None,
-                "pending": dict(item.reasons),
-                "cnms": self._verdicts(item.why, None) if item.why is not None else [],
-            }
-            for item in found
-        ]
+    def planned(self, found: Sequence[Planned]) -> Generator[None, None, list[dict[str, Any]]]:
+        """A row an instance, in the order of placement; `cnms` explains those that go nowhere.
+        In short steps."""
+        rows: list[dict[str, Any]] = []
+        for item in found:
+            cnms: list[dict[str, Any]] = []
+            if item.why is not None:
+                cnms = yield from self._verdicts(item.why, None)
+            rows.append(
+                {
+                    "instance": item.instance,
+                    "component": item.component,
+                    "cnm": item.cnm,
+                    "demand": demand_row(item.demand) if item.demand is not None else None,
+                    "pending": dict(item.reasons),
+                    "cnms": cnms,
+                }
+            )
+            if len(rows) % ROWS_A_STEP == 0:
+                yield
+        return rows
 
     # --- top ---
 
@@ -126,6 +158,32 @@ class PlacementViews:
             "pending": len(self._pending),
             "mix": [shape_row(shape) for shape in found.mix],
             "components": self._components()[:components],
+            **self._tenants(),
+        }
+
+    def _tenants(self) -> dict[str, Any]:
+        """What each tenant has of the card, where they share it by weight."""
+        placer = self._placer
+        if placer.weights is None:
+            return {}
+        running: Counter[str] = Counter()
+        for name, assignment in self._decisions.assignments.items():
+            if assignment.place is not None and assignment.ending is None:
+                running[placer.tenant_of(name)] += 1
+        waiting = Counter(map(placer.tenant_of, self._pending))
+        names = {*running, *waiting}
+        return {
+            "tenants": [
+                {
+                    "tenant": share.tenant,
+                    "weight": share.weight,
+                    "resource": share.resource or None,
+                    "share_percent": share.used * 100 // share.total if share.total else 0,
+                    "running": running[share.tenant],
+                    "waiting": waiting[share.tenant],
+                }
+                for share in shares(placer.state, placer.weights, placer.tenant_of, names)
+            ]
         }
 
     def _cnm(self, cnm: Cnm, amounts: Mapping[str, Amounts]) -> dict[str, Any]:

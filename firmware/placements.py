@@ -1,7 +1,8 @@
 """Decisions about where an instance is: first, again, and after its module was lost.
 
-Each writes the assignment first and acts on it only when it is on disk; the allocator's books
-follow at once, so that two decisions on their way to the disk never count on the same room.
+Each writes the assignment first and acts on it only when it is on disk. The allocator's books have
+the new place at once and the old one until then, so that two decisions on their way to the disk
+never count on the same room, whichever of them the store takes.
 """
 
 from collections.abc import Callable
@@ -38,6 +39,11 @@ class Placements:
     ) -> None:
         self.pending: dict[str, dict[str, str]] = {}  # instance -> CNM -> why not there
         self.on_no_room: Callable[[], None] = lambda: None  # something waits that fits nowhere
+        self.on_waiting: Callable[[], None] = lambda: None  # the same, for another listener
+        self.on_found: Callable[[str], None] = lambda _instance: None  # it waits no more
+        # it has lost its place with its module, by this decision, and fits nowhere
+        self.on_lost: Callable[[Assignment], None] = lambda lost: None
+        self.on_freed: Callable[[], None] = lambda: None  # room that something was in is free
         self.settling: Callable[[], str] = lambda: ""  # why nothing new is placed yet
         self._loop = loop
         self._inventory = inventory
@@ -72,6 +78,7 @@ class Placements:
                 )
             self.pending[instance] = choice.reasons
             self.on_no_room()
+            self.on_waiting()
             return
         place = self.place_on(choice)
         base = before or Assignment(
@@ -93,13 +100,15 @@ class Placements:
         assignment = replace(
             base, place=place, target=None, why="", restarts=restarts, ending=None, volumes=writable
         )
-        self.pending.pop(base.instance, None)
-        self._placer.sync(assignment, component)
+        self.waits_no_more(base.instance)
+        self._placer.reserve(assignment, component)
 
         def decided(good: bool) -> None:
+            self._placer.sync(self._decisions.assignments.get(base.instance), component)
             if not good:
-                self._placer.sync(self._decisions.assignments.get(base.instance), component)
                 return
+            if base.place is not None and base.place.cnm != place.cnm:
+                self.on_freed()
             self._events.emit(
                 code,
                 f"{base.instance}: {text}{place.cnm}, generation {place.generation}",
@@ -109,6 +118,32 @@ class Placements:
             )
 
         self._decisions.assign([assignment], decided)
+
+    def rename(self, assignment: Assignment, place: Place) -> None:
+        """The board calls its module's slot by another name: `place` is where it was."""
+        before, component = assignment.place, self._placer.component_of(assignment)
+        assert before is not None
+        named = replace(assignment, place=place)
+        if component is not None:
+            self._placer.reserve(named, component)
+
+        def decided(good: bool) -> None:
+            self._placer.sync(self._decisions.assignments.get(assignment.instance), component)
+            if good:
+                self._events.emit(
+                    EventCode.INSTANCE_ASSIGNED,
+                    f"{assignment.instance}: its module was called {before.cnm}, now {place.cnm}",
+                    cnm=place.cnm,
+                    instance=assignment.instance,
+                    data={"generation": place.generation},
+                )
+
+        self._decisions.assign([named], decided)
+
+    def waits_no_more(self, instance: str) -> None:
+        """It has found its place, or is not wanted any more: if it was waiting for room."""
+        if self.pending.pop(instance, None) is not None:
+            self.on_found(instance)
 
     def release(self, assignment: Assignment, component: Component) -> None:
         """Its module is gone. Give the place up, and take another one in the same decision."""
@@ -129,6 +164,8 @@ class Placements:
             def decided(good: bool) -> None:
                 if not good:
                     self._placer.sync(self._decisions.assignments.get(instance), component)
+                else:
+                    self.on_lost(lost)
 
             lost = replace(assignment, place=None, target=None, why="")
             self._decisions.assign([lost], decided)
@@ -142,6 +179,22 @@ class Placements:
             EventCode.INSTANCE_FAILOVER,
             f"lost with {place.cnm}, goes to ",
         )
+
+    def vacate(
+        self, assignment: Assignment, component: Component, freed: Callable[[], None]
+    ) -> None:
+        """It was stopped for another instance: from now on it waits like everything else. `freed`
+        when its room is."""
+        instance = assignment.instance
+        self._deployer.settle(instance)
+
+        def decided(good: bool) -> None:
+            if good:
+                self._placer.sync(self._decisions.assignments.get(instance), component)
+                freed()
+
+        left = replace(assignment, place=None, target=None, why="")
+        self._decisions.assign([left], decided)
 
     def say_stale(self, assignment: Assignment) -> None:
         """Its volumes go on from what is safe on the card: say how old that is, unless all that
@@ -159,8 +212,11 @@ class Placements:
                 data={"volume": volume, "age_ms": age_ms},
             )
 
-    def again(self, assignment: Assignment, component: Component, seen: Seen) -> None:
-        """It ended and is wanted: a new generation after a pause, where it was if possible."""
+    def again(
+        self, assignment: Assignment, component: Component, seen: Seen, *, attempt: bool
+    ) -> None:
+        """It ended and is wanted: a new generation after a pause, where it was if possible. An
+        `attempt` is one of those that its restart policy allows."""
         place = assignment.place
         assert place is not None
         assert seen.status is not None
@@ -184,7 +240,7 @@ class Placements:
             cnm_id = cnm_id if isinstance(choice, NoRoom) else choice
         fresh = self.place_on(cnm_id)
         self.assign(
-            assignment,
+            replace(assignment, attempts=assignment.attempts + attempt),
             component,
             fresh,
             assignment.restarts + 1,

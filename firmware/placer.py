@@ -4,15 +4,12 @@ An instance holds room at its place and, during a move, at its target. `sync` ma
 to one assignment; what no CNM can hold now is told per CNM, in words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from firmware.allocator import (
-    AcceleratorPool,
     AllocatorState,
-    Capacity,
-    CnmView,
     Constraints,
     Demand,
     DoesNotFit,
@@ -20,15 +17,18 @@ from firmware.allocator import (
     never_fits,
     place,
 )
+from firmware.allocator.plan_drain import Ask, constrained_first
+from firmware.allocator.queue import Waiting, by_priority, by_share
 from firmware.assignments import Assignment
-from firmware.decide import Sight
+from firmware.cnm_view import is_alike, view_of, why_not
 from firmware.decisions import Decisions
 from firmware.inventory import Cnm, Inventory
 from firmware.profiler import Level, Profiler, analyze_workload, constraints_of
+from firmware.volume_users import VolumeUsers
 from firmware.workload import Component, Workload
-from protocol.apf import CapabilitiesReply, Scope
 
 Need = tuple[Demand, Constraints]
+EXCLUDED: Final = "excluded from this choice"  # firmware.allocator.filter's words
 TEXT_CNMS: Final = 4  # named in one line; `ps --json` has all of them
 
 
@@ -47,6 +47,18 @@ class NoRoom:
         return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """The room on a module that is being freed for an instance, and that others leave alone."""
+
+    by: str
+    cnm: str
+    priority: int
+
+    def text(self) -> str:
+        return f"its room is being freed for {self.by} (priority {self.priority})"
+
+
 class Placer:
     """Loop thread only."""
 
@@ -55,16 +67,20 @@ class Placer:
         self._inventory = inventory
         self._decisions = decisions
         self._profiler = profiler
+        self.weights: Mapping[str, int] | None = None  # of tenants; None: they are not told apart
+        self.promises: dict[str, Promise] = {}  # by the instance that it is for; firmware.preemptor
         self._late: set[str] = set()  # a decision about them was on its way when a module came
+        self._leaving: dict[str, set[str]] = {}  # modules held until the decision to go is on disk
+        self._volumes = VolumeUsers(inventory, decisions, self._bound_for)
 
     # --- modules ---
 
     def update(self, cnm: Cnm) -> None:
         """A module came, changed its state, or must take nothing new."""
         if cnm.capabilities is not None:
-            known = self.state.nodes.get(cnm.id)
-            if known is None or known.view.capacity != capacity_of(cnm.capabilities):
-                self.state.add_cnm(view_of(cnm, cnm.capabilities))
+            known, view = self.state.nodes.get(cnm.id), view_of(cnm, cnm.capabilities)
+            if known is None or not is_alike(known.view, view):
+                self.state.add_cnm(view)
                 self._adopt_all(cnm)
         if cnm.id in self.state.nodes:
             self.state.set_schedulable(cnm.id, why_not(cnm))
@@ -75,7 +91,7 @@ class Placer:
                 self._late.add(instance)  # the books have what is being decided; see `catch_up`
                 continue
             assignment = self._decisions.assignments[instance]
-            self.sync(assignment, self._component(assignment))
+            self.sync(assignment, self.component_of(assignment))
 
     def catch_up(self, instance: str) -> None:
         """The decision about it has arrived, or was refused."""
@@ -83,29 +99,55 @@ class Placer:
             self._late.discard(instance)
             assignment = self._decisions.assignments.get(instance)
             if assignment is not None:
-                self.sync(assignment, self._component(assignment))
+                self.sync(assignment, self.component_of(assignment))
 
     def set_load(self, cnm: Cnm, cpu_milli: int, memory_bytes: int) -> None:
         """What the module was last measured to use."""
         if cnm.id in self.state.nodes:
             self.state.set_load(cnm.id, cpu_milli=cpu_milli, memory_bytes=memory_bytes)
 
+    def relearn(self) -> None:
+        """After a start: the mix of what was placed before it, as if it had been asked for in the
+        order of the instances' names."""
+        asked: dict[tuple[str, str], Demand] = {}
+        for _, assignment in sorted(self._decisions.assignments.items()):
+            component = self.component_of(assignment)
+            if component is None or assignment.ending is not None:
+                continue
+            part = (assignment.workload, assignment.component)
+            if part not in asked:
+                asked[part] = self._profiler.demand(component)
+            self.state.observe(asked[part])
+
     # --- books ---
 
     def sync(self, assignment: Assignment | None, component: Component | None) -> None:
-        """Make the books equal to this assignment: held at its place and its target only."""
+        """Make the books equal to this assignment: held at its place and its target only. The
+        first that an instance ever gets is a request that the mix counts; what is placed again,
+        moved, or adopted is none."""
         if assignment is None:
             return
-        places = (assignment.place, assignment.target)
-        wanted = {p.cnm for p in places if p is not None}
-        if assignment.ending is not None:
-            wanted = set()  # it has ended for good; only its files are left
-        held = set(self.state.places(assignment.instance))
+        wanted, held = _places_of(assignment), set(self.state.places(assignment.instance))
+        self._leaving.pop(assignment.instance, None)
         for cnm in held - wanted:
             self.state.release(assignment.instance, cnm)
-        if component is None:
-            return
+        if component is not None:
+            self._hold(assignment, component, wanted, held)
+
+    def reserve(self, assignment: Assignment, component: Component) -> None:
+        """Hold the room of a decision that is on its way to the disk, and what it will leave as
+        well: the store may refuse it. Ends with `sync`."""
+        wanted, held = _places_of(assignment), set(self.state.places(assignment.instance))
+        if held - wanted:
+            self._leaving[assignment.instance] = held - wanted
+        self._hold(assignment, component, wanted, held)
+
+    def _hold(
+        self, assignment: Assignment, component: Component, wanted: set[str], held: set[str]
+    ) -> None:
         needs = self._needs(assignment.workload, component)
+        if wanted and not held and assignment.instance not in self._decisions.assignments:
+            self.state.observe(needs[0][0])
         for cnm in wanted & held:
             self._grow(assignment.instance, cnm, needs)
         for cnm in wanted - held:
@@ -150,6 +192,7 @@ class Placer:
 
     def forget(self, instance: str) -> None:
         """It holds nothing anywhere."""
+        self._leaving.pop(instance, None)
         self.state.release(instance)
 
     def reserve_target(self, assignment: Assignment, component: Component) -> None:
@@ -160,18 +203,17 @@ class Placer:
 
     def choose(self, workload: str, component: Component, instance: str) -> str | NoRoom:
         """The best CNM for a new generation."""
-        pinned = self._pins(component, instance)
-        needs = self._needs(workload, component)
-        answer = self._ask_all(needs, pinned)
-        if isinstance(answer, str):
-            self.state.observe(needs[0][0])
-        return answer
+        pinned = self._volumes.pins(component, instance)
+        return self._ask_all(self._needs(workload, component), pinned, instance)
 
     def questions(
         self, workload: str, component: Component, instance: str
     ) -> tuple[list[Need], frozenset[str]]:
         """What `choose` asks, the most first, and the only modules that it may go to, if any."""
-        return self._needs(workload, component), self._pins(component, instance)
+        needs, barred = self._needs(workload, component), frozenset(self.barred(instance))
+        if barred:
+            needs = [(d, replace(c, exclude=c.exclude | barred)) for d, c in needs]
+        return needs, self._volumes.pins(component, instance)
 
     def find_alternative_cnm(
         self, component: Component, assignment: Assignment, only: str | None = None
@@ -187,8 +229,12 @@ class Placer:
                 return NoRoom(reasons={only: "there is no such module"})
             if only in here:
                 return NoRoom(reasons={only: "it is there already"})
-            return self._ask_all(needs, frozenset({only}))
-        return self._ask_all(needs, self._pins(component, assignment.instance))
+            answer = self._ask_all(needs, frozenset({only}), assignment.instance)
+            if isinstance(answer, NoRoom):  # nobody asked why not elsewhere
+                return NoRoom(reasons={only: answer.reasons[only]})
+            return answer
+        pinned = self._volumes.pins(component, assignment.instance)
+        return self._ask_all(needs, pinned, assignment.instance)
 
     def hopeless(self, workload: Workload) -> dict[str, Mapping[str, str]]:
         """Components that no CNM of this card could hold even when empty, each with the reason per
@@ -207,79 +253,144 @@ class Placer:
 
     def sharing(self, assignment: Assignment, component: Component) -> list[str]:
         """Other instances that use a volume of this one: they stay on one CNM."""
-        names = {mount.name for mount in component.volumes}
-        return sorted(
-            other.instance
-            for other in self._decisions.assignments.values()
-            if other.instance != assignment.instance
-            and other.place is not None
-            and other.ending is None
-            and names & self._volumes_in(other.instance, other)
-        )
+        return self._volumes.sharing(assignment.instance, component)
 
     def tightness(self, instance: str) -> int:
         """How hard an instance is to place: accelerators first, then what it asks for."""
-        component = self._find(instance)
+        component = self._decisions.component(instance)
         if component is None:
             return 0
         demand = self._profiler.demand(component)
         devices = sum(a.count * a.milli for a in demand.accelerators)
         return (devices << 40) + demand.memory_bytes // 1024 + demand.cpu_milli
 
+    def tightest_first(self, instances: Iterable[str]) -> list[str]:
+        """The hardest to place first; equals stay in their order. Asked once a component."""
+        known: dict[str, int] = {}
+
+        def tightness(instance: str) -> int:
+            part = instance.rpartition("/")[0]
+            if part not in known:
+                known[part] = self.tightness(instance)
+            return known[part]
+
+        return sorted(instances, key=tightness, reverse=True)
+
+    # --- the queue ---
+
+    def in_order(self, instances: Iterable[str]) -> list[str]:
+        """The order in which they are offered room (`firmware.allocator.queue`); equals stay in
+        theirs."""
+        known: dict[str, Waiting] = {}  # by component: equal for all of it but for the name
+        waiting = []
+        for instance in instances:
+            part = instance.rpartition("/")[0]
+            if part not in known:
+                known[part] = self._waiting(instance)
+            waiting.append(replace(known[part], instance=instance))
+        if self.weights is None or len({one.tenant for one in waiting}) < 2:
+            return by_priority(waiting)
+        return by_share(waiting, self.weights, self.state, self.tenant_of)
+
+    def _waiting(self, instance: str) -> Waiting:
+        component = self._decisions.component(instance)
+        return Waiting(
+            instance=instance,
+            priority=component.priority if component is not None else 0,
+            tenant=self.tenant_of(instance),
+            demand=self._profiler.demand(component) if component is not None else Demand(),
+        )
+
+    def priority_of(self, instance: str) -> int:
+        """Of an instance that is not wanted any more: the least."""
+        component = self._decisions.component(instance)
+        return component.priority if component is not None else 0
+
+    def tenant_of(self, instance: str) -> str:
+        """Whose share of the card it counts for."""
+        record = self._decisions.workloads.get(instance.split("/", 1)[0])
+        return record.workload.tenant if record is not None else ""
+
+    def is_above(self, instance: str, other: str) -> bool:
+        """It goes before the other: a higher priority, which between tenants that share the card
+        by weight counts for nothing."""
+        if self.weights is not None and self.tenant_of(instance) != self.tenant_of(other):
+            return False
+        return self.priority_of(instance) > self.priority_of(other)
+
+    def barred(self, instance: str) -> dict[str, str]:
+        """Modules whose room is being freed for another instance that goes before it, or is as
+        good: and the words for it. What has found its place needs the promise no more."""
+        return {
+            promise.cnm: promise.text()
+            for promise in self.promises.values()
+            if promise.by != instance
+            and self.state.hold_of(promise.by) is None
+            and not self.is_above(instance, promise.by)
+        }
+
+    def constrained_first(self, instances: Iterable[str]) -> list[str]:
+        """In the order in which they are best placed together: the fewest places first, by what
+        each has booked, or would ask for now. Those that nobody wants any more come last."""
+        asks: list[Ask] = []
+        unknown: list[str] = []
+        asked: dict[tuple[str, str], Need] = {}
+        for instance in instances:
+            hold = self.state.hold_of(instance)
+            component = self._decisions.component(instance)
+            if hold is not None:
+                asks.append((instance, hold.demand, hold.constraints))
+            elif component is None:
+                unknown.append(instance)
+            else:
+                part = (instance.split("/", 1)[0], component.name)
+                if part not in asked:
+                    asked[part] = self._needs(part[0], component)[0]
+                asks.append((instance, *asked[part]))
+        if len(asks) > 1:
+            return constrained_first(self.state, asks) + unknown
+        return [name for name, _, _ in asks] + unknown
+
+    def component_of(self, assignment: Assignment) -> Component | None:
+        """What it is an instance of, if that is still known."""
+        record = self._decisions.workloads.get(assignment.workload)
+        return record.workload.component(assignment.component) if record else None
+
     # --- inside ---
 
-    def _ask_all(self, needs: Sequence[Need], only: frozenset[str]) -> str | NoRoom:
+    def _ask_all(self, needs: Sequence[Need], only: frozenset[str], instance: str) -> str | NoRoom:
         """The best module for the most that one can be found for."""
         answer: str | NoRoom = NoRoom(reasons={})
+        barred = self.barred(instance)
         for demand, constraints in needs:
-            answer = self._ask(demand, constraints, only)
+            answer = self._ask(demand, constraints, only, barred)
             if isinstance(answer, str):
                 break
         return answer
 
-    def _ask(self, demand: Demand, constraints: Constraints, only: frozenset[str]) -> str | NoRoom:
+    def _ask(
+        self,
+        demand: Demand,
+        constraints: Constraints,
+        only: frozenset[str],
+        barred: Mapping[str, str],
+    ) -> str | NoRoom:
+        if barred:
+            constraints = replace(constraints, exclude=constraints.exclude | frozenset(barred))
         if only:
             others = frozenset(self.state.nodes) - only
             constraints = replace(constraints, exclude=constraints.exclude | others)
         answer = place(self.state, demand, constraints)
         if isinstance(answer, Unplaceable):
             reasons = dict(answer.reasons)
+            for name, why in barred.items():
+                reasons[name] = reasons.get(name, EXCLUDED).replace(EXCLUDED, why)
             for cnm in self._inventory:
                 reasons.setdefault(cnm.id, why_not(cnm) or "it does not fit")
                 if only and cnm.id not in only:
                     reasons[cnm.id] = "its volume is in use on " + ", ".join(sorted(only))
             return NoRoom(reasons=reasons)
         return answer.cnm
-
-    def _pins(self, component: Component, instance: str) -> frozenset[str]:
-        """CNMs where a volume of this component is in use, or is about to be: it must go there.
-
-        A decision that is on its way to the disk is in the books already. A place whose module
-        is gone holds nobody: those who shared the volume there go on together elsewhere."""
-        names = {mount.name for mount in component.volumes}
-        if not names:
-            return frozenset()
-        pins: set[str] = set()
-        for other in {*self._decisions.assignments, *self._decisions.pending} - {instance}:
-            assignment = self._decisions.assignments.get(other)
-            if not names & self._volumes_in(other, assignment):
-                continue
-            if other in self._decisions.pending:
-                pins.update(self.state.places(other))
-            elif (
-                assignment is not None
-                and assignment.place is not None
-                and assignment.ending is None
-                and self._inventory.look(assignment.place, other).sight is not Sight.GONE
-            ):
-                pins.add(assignment.place.cnm)
-        return frozenset(pins)
-
-    def _volumes_in(self, instance: str, assignment: Assignment | None) -> set[str]:
-        component = self._find(instance)
-        mounts = component.volumes if component else ()
-        writable = assignment.volumes if assignment else ()
-        return {mount.name for mount in mounts} | set(writable)
 
     def _needs(self, workload: str, component: Component) -> list[Need]:
         """What an instance of this component asks for, by what is measured now: the most first.
@@ -302,53 +413,13 @@ class Placer:
             found.append(need)
         return found
 
-    def _component(self, assignment: Assignment) -> Component | None:
-        record = self._decisions.workloads.get(assignment.workload)
-        return record.workload.component(assignment.component) if record else None
-
-    def _find(self, instance: str) -> Component | None:
-        workload, name, _index = instance.rsplit("/", 2)
-        record = self._decisions.workloads.get(workload)
-        return record.workload.component(name) if record else None
+    def _bound_for(self, instance: str) -> set[str]:
+        """The modules where it is to be, by the books: with what is on its way to the disk."""
+        return set(self.state.places(instance)) - self._leaving.get(instance, set())
 
 
-def capacity_of(capabilities: CapabilitiesReply) -> Capacity:
-    """What a module says that it has, as the allocator counts it."""
-    return Capacity(
-        cpu_milli=capabilities.cores_milli,
-        memory_bytes=capabilities.memory_bytes,
-        nvme_bytes=capabilities.nvme_bytes,
-        link_mbit=capabilities.link_mbit,
-        accelerators=tuple(
-            AcceleratorPool(
-                kind=item.kind,
-                model=item.model,
-                count=item.count,
-                scope="fabric" if item.scope == Scope.FABRIC else "local",
-            )
-            for item in capabilities.accelerators
-        ),
-    )
-
-
-def view_of(cnm: Cnm, capabilities: CapabilitiesReply) -> CnmView:
-    """A module as the allocator sees it."""
-    return CnmView(
-        id=cnm.id,
-        arch=capabilities.arch,
-        capacity=capacity_of(capabilities),
-        labels=dict(capabilities.labels),
-        runtimes=frozenset(capabilities.runtimes),
-        why_not=why_not(cnm),
-    )
-
-
-def why_not(cnm: Cnm) -> str:
-    """Why it takes nothing new; "" if it does."""
-    if cnm.quarantine:
-        return f"quarantined: {cnm.quarantine}"
-    if cnm.draining:
-        return "draining"
-    if not cnm.schedulable:
-        return f"state {cnm.state.value}"
-    return ""
+def _places_of(assignment: Assignment) -> set[str]:
+    """The modules where it holds room: none once it has ended for good and only files are left."""
+    if assignment.ending is not None:
+        return set()
+    return {p.cnm for p in (assignment.place, assignment.target) if p is not None}

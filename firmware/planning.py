@@ -1,16 +1,17 @@
 """What a submit would do, without doing it: `apf plan`.
 
 The placer itself chooses, on a copy of the books and of the decisions, in the order in which the
-reconciler looks at the instances of a new workload: by component, then by replica. A few choices a
-turn, so that a large plan stops nobody's heartbeat; what changes on the card meanwhile is not seen.
+reconciler looks at the instances of a new workload: by priority, by component, then by replica. A
+few choices a turn, so that a large plan stops nobody's heartbeat; what changes on the card
+meanwhile is not seen.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from firmware.allocator import Constraints, Demand
-from firmware.allocator.explain import Explanation, explain
+from firmware.allocator.explain import Explanation, explain_steps
 from firmware.assignments import Assignment, Place
 from firmware.decisions import Decisions, WorkloadDecision
 from firmware.inventory import Inventory
@@ -19,7 +20,7 @@ from firmware.placer import NoRoom, Placer
 from firmware.profiler import Profiler
 from firmware.workload import Component, Workload, instance_name
 
-CHOICES_A_TURN: Final = 16
+STEPS_A_TURN: Final = 8
 PLANS_LIMIT: Final = 4  # under way at once: each has a copy of the books
 UNTAKEN: Final = "+plan"  # no workload's name has a plus in it
 
@@ -46,27 +47,30 @@ class Choice:
     pins: frozenset[str]  # the only modules that it may go to; none: any
 
 
-def explain_choice(placer: Placer, workload: str, component: Component, instance: str) -> Choice:
-    """What `Placer.choose` would say now, and why; an instance that holds something is asked for
-    anew as it was, on the books without it."""
-    books = placer.state
+def choice_steps(
+    placer: Placer, workload: str, component: Component, instance: str
+) -> Generator[None, None, Choice]:
+    """What `Placer.choose` would say now, and why, in short steps; an instance that holds something
+    is asked for anew as it was, on the books without it. What changes meanwhile is not seen."""
     needs, pins = placer.questions(workload, component, instance)
-    hold = books.hold_of(instance)
+    hold = placer.state.hold_of(instance)
+    books = placer.state.copy()
     if hold is not None:
-        books = books.without(instance)
+        books.release(instance)
         needs = [(hold.demand, hold.constraints)]
     others = frozenset(books.nodes) - pins if pins else frozenset()
+    yield
 
-    def ask(demand: Demand, constraints: Constraints) -> Choice:
+    def ask(demand: Demand, constraints: Constraints) -> Generator[None, None, Choice]:
         constraints = replace(constraints, exclude=constraints.exclude | others)
-        found = explain(books, demand, constraints)
+        found = yield from explain_steps(books, demand, constraints)
         return Choice(explanation=found, demand=demand, pins=pins)
 
     for demand, constraints in needs[:-1]:
-        choice = ask(demand, constraints)
+        choice = yield from ask(demand, constraints)
         if choice.explanation.best is not None:
             return choice
-    return ask(*needs[-1])
+    return (yield from ask(*needs[-1]))
 
 
 class Imagined(Decisions):
@@ -77,6 +81,7 @@ class Imagined(Decisions):
         self.workloads = {**real.workloads, workload.name: WorkloadDecision(workload=workload)}
         self.assignments = dict(real.assignments)
         self.pending = set(real.pending)
+        self.revision = real.revision
 
 
 class Planner:
@@ -114,6 +119,7 @@ class Planner:
         decisions = Imagined(self._decisions, workload)
         placer = Placer(self._inventory, decisions, self._profiler)
         placer.state = self._placer.state.copy()
+        placer.weights, placer.promises = self._placer.weights, self._placer.promises
         return decisions, placer
 
     def later(self, call: Callable[[], None]) -> None:
@@ -142,20 +148,26 @@ class _Plan:
             for component in workload.components
             for index in range(component.replicas)
         ]
-        self._left.reverse()  # the next one last
+        self._left.sort(key=lambda item: -item[0].priority)
         self._found: list[Planned] = []
         self._explained: set[str] = set()
+        self._steps = self._run()
 
     def step(self) -> None:
-        for _ in range(min(CHOICES_A_TURN, len(self._left))):
-            self._choose(*self._left.pop())
-        if self._left:
-            self._planner.later(self.step)
-            return
-        self._planner.under_way -= 1
-        self._done(self._found)
+        for _ in range(STEPS_A_TURN):
+            if next(self._steps, self) is self:
+                self._planner.under_way -= 1
+                self._done(self._found)
+                return
+        self._planner.later(self.step)
 
-    def _choose(self, component: Component, index: int) -> None:
+    def _run(self) -> Iterator[None]:
+        """A step: one choice, or a part of why it was one."""
+        for component, index in self._left:
+            yield from self._choose(component, index)
+            yield
+
+    def _choose(self, component: Component, index: int) -> Iterator[None]:
         instance = instance_name(self._workload.name, component.name, index)
         choice = self._placer.choose(self._workload.name, component, instance)
         cnm, demand, reasons, why = None, None, {}, None
@@ -163,7 +175,8 @@ class _Plan:
             reasons = choice.reasons
             if component.name not in self._explained:
                 self._explained.add(component.name)
-                why = explain_choice(self._placer, self._workload.name, component, instance)
+                name = self._workload.name
+                why = yield from choice_steps(self._placer, name, component, instance)
         else:
             cnm = choice
             assignment = Assignment(
@@ -174,8 +187,9 @@ class _Plan:
                 place=self._planner.place_on(cnm),
                 volumes=tuple(m.name for m in component.volumes if not m.read_only),
             )
+            self._placer.sync(assignment, component)  # before it is known: the mix counts it
             self._decisions.assignments[instance] = assignment
-            self._placer.sync(assignment, component)
+            self._decisions.revision += 1
             hold = self._placer.state.hold_of(instance)
             demand = hold.demand if hold is not None else None
         self._found.append(

@@ -28,7 +28,7 @@ from enum import IntEnum
 from typing import Final
 
 from firmware.allocator import AcceleratorDemand, Demand
-from firmware.profile import CPU, LINK, MEMORY, Profile
+from firmware.profile import CPU, LINK, MEMORY, NVME, Profile
 from firmware.workload import Component, ProfileChoice
 
 DEFAULT_CPU_MILLI: Final = 50  # of a component that declares nothing: it still takes room
@@ -54,6 +54,8 @@ def declared(component: Component) -> Demand:
         memory_bytes=wants.memory_bytes or wants.memory_limit_bytes or DEFAULT_MEMORY_BYTES,
         nvme_bytes=wants.nvme_bytes,
         link_mbit=wants.link_mbit,
+        nvme_mbit=wants.nvme_mbit,
+        window_slots=wants.window_slots,
         accelerators=tuple(
             AcceleratorDemand(kind=a.kind, model=a.model, count=a.count, milli=a.milli)
             for a in wants.accelerators
@@ -89,19 +91,28 @@ def by_level(component: Component, profile: Profile | None) -> tuple[Demand, Dem
         least=LEAST_CPU_MILLI,
         may_lower=may_lower or not (wants.cpu_milli or wants.cpu_limit_milli),
     )
-    link = law.link_mbit
-    if link:
-        kbit = _correct(profile, LINK, link * KBIT, limit=0, least=KBIT, may_lower=may_lower)
-        link = -(-kbit // KBIT)
-    found = []
-    for cpu_milli, link_mbit in ((cpu, link), (min(cpu, law.cpu_milli), min(link, law.link_mbit))):
-        if (cpu_milli, link_mbit, memory) == (law.cpu_milli, law.link_mbit, law.memory_bytes):
-            found.append(law)
-        else:
-            found.append(
-                replace(law, cpu_milli=cpu_milli, memory_bytes=memory, link_mbit=link_mbit)
-            )
-    return found[0], found[1], law
+    measured = replace(
+        law,
+        cpu_milli=cpu,
+        memory_bytes=memory,
+        link_mbit=_bandwidth(profile, LINK, law.link_mbit, may_lower=may_lower),
+        nvme_mbit=_bandwidth(profile, NVME, law.nvme_mbit, may_lower=may_lower),
+    )
+    fewer = replace(
+        measured,
+        cpu_milli=min(measured.cpu_milli, law.cpu_milli),
+        link_mbit=min(measured.link_mbit, law.link_mbit),
+        nvme_mbit=min(measured.nvme_mbit, law.nvme_mbit),
+    )
+    return (law if measured == law else measured), (law if fewer == law else fewer), law
+
+
+def _bandwidth(profile: Profile, index: int, asked_mbit: int, *, may_lower: bool) -> int:
+    """Mbit/s, rounded up; 0 where nobody asked for it."""
+    if not asked_mbit:
+        return 0
+    kbit = _correct(profile, index, asked_mbit * KBIT, limit=0, least=KBIT, may_lower=may_lower)
+    return -(-kbit // KBIT)
 
 
 def _correct(

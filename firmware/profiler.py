@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 MAX_PROFILES: Final = 4096
+_NONE: Final[frozenset[str]] = frozenset()
+_RUNTIMES: Final = {choice: frozenset({str(choice)}) for choice in RuntimeChoice}
 DIGEST_DIGITS: Final = 32  # 128 bits of an image's digest tell images apart
 
 
@@ -176,7 +178,8 @@ def constraints_of(
 ) -> Constraints:
     """Where its instances may go. Components tied by `together` form one group: each member
     joins those that are placed and leaves room for one instance of those that are to come."""
-    others = _group_of(workload.components, component.name) - {component.name}
+    group = _group_of(workload.components, component.name)
+    others = group - {component.name}
     placement = component.placement
     return Constraints(
         workload=workload.name,
@@ -185,21 +188,25 @@ def constraints_of(
         runtimes=runtimes_of(component),
         labels=tuple(sorted(placement.labels.items())),
         spread=placement.spread,
-        together=frozenset(others),
+        together=frozenset(others) if others else _NONE,
         companions=tuple(
             (other.name, profiler.demand(other, level))
             for other in workload.components
             if other.name in others
         ),
+        group=tuple((c.name, c.replicas) for c in workload.components if c.name in group)
+        if others
+        else (),
         max_per_cnm=placement.max_per_cnm,
     )
 
 
 def runtimes_of(component: Component) -> frozenset[str]:
     """`auto` is `oci`, or `process` for the CNM's own root filesystem."""
-    if component.runtime is not RuntimeChoice.AUTO:
-        return frozenset({str(component.runtime)})
-    return frozenset({"process" if component.image == HOST_IMAGE else "oci"})
+    if component.runtime is RuntimeChoice.AUTO:
+        is_host = component.image == HOST_IMAGE
+        return _RUNTIMES[RuntimeChoice.PROCESS if is_host else RuntimeChoice.OCI]
+    return _RUNTIMES[component.runtime]
 
 
 def _group_of(components: Sequence[Component], name: str) -> set[str]:

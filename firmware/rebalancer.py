@@ -2,31 +2,28 @@
 
 Shedding: a module above its threshold gives one component away, the one whose going relieves it
 most and heats nobody else, or swaps it for one with less use; then it rests for `cooldown_ms`.
-Draining: a few moves at a time until the module is empty, the most constrained first; for what
-fits nowhere, others make room. An instance that was moved rests for `rest_ms`; all that the
-planner moves is within `moves_per_hour`.
+Draining (`firmware.drainer`): by one plan for all that is there. Room for what waits:
+`firmware.room_maker`, and for what may come: `firmware.tidying`. An instance that was moved rests
+for `rest_ms`; all that the card moves by itself is within `moves_per_hour`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from firmware.allocator.plan_shed import ShedPlanner
 from firmware.allocator.plan_types import MAX_CHAIN, Rules
 from firmware.assignments import Assignment
 from firmware.board_types import Thresholds
 from firmware.chain_runner import ChainRunner
-from firmware.decide import Sight
 from firmware.decisions import Decisions
-from firmware.events import EventCode, EventLog
+from firmware.drainer import Drainer
+from firmware.events import EventLog
 from firmware.inventory import Cnm, Inventory
-from firmware.loop import MS, Call, Loop
+from firmware.loop import MS, Loop
+from firmware.move_facts import MoveFacts
 from firmware.placer import Placer
 from firmware.reconciler import Reconciler
 from firmware.room_maker import STEPS_A_TURN, RoomMaker
-from protocol.apf import InstanceState
-
-DRAINS_AT_ONCE: Final = 2
-DRAIN_RETRY_NS: Final = 500 * MS
+from firmware.tidying import Tidying
 
 
 class Rebalancer:
@@ -42,18 +39,25 @@ class Rebalancer:
         events: EventLog,
         thresholds: Thresholds,
         use: Callable[[str, str], int],
+        facts: MoveFacts,
+        loaded: Callable[[], bool],
     ) -> None:
-        """`use(cnm, instance)`: what an instance uses, in thousandths of a core."""
+        """`use(cnm, instance)`: what an instance uses, in thousandths of a core; `loaded()`: a
+        module is above its threshold."""
         self._loop = loop
-        self._inventory = inventory
         self._decisions = decisions
-        self._reconciler = reconciler
         self._placer = placer
-        self._events = events
         self._thresholds = thresholds
         self._use = use
+        self._facts = facts
+        self._loaded = loaded
         self.runner = ChainRunner(
-            loop, placer.state, decisions, reconciler.migration, thresholds.moves_per_hour
+            loop,
+            placer.state,
+            decisions,
+            reconciler.migration,
+            thresholds.moves_per_hour,
+            facts.weigh,
         )
         self.room = RoomMaker(
             loop,
@@ -64,49 +68,82 @@ class Rebalancer:
             thresholds.room_ms,
             may_move=self._may_move,
             moved=self._note_move,
+            rules=self._rules,
+        )
+        self.drainer = Drainer(
+            loop,
+            inventory,
+            decisions,
+            reconciler,
+            placer,
+            events,
+            self.runner,
+            may_move=self._may_move,
+            moved=self._note_move,
+            stays=self._stays,
+            rules=self._rules,
+        )
+        self.tidying = Tidying(
+            loop,
+            decisions,
+            placer,
+            reconciler.placements,
+            self.runner,
+            quiet=self._quiet,
+            may_move=self._may_move,
+            moved=self._note_move,
+            rules=self._rules,
         )
         self._shed_ns: dict[str, int] = {}  # CNM -> when it last gave something away
         self._planning: str | None = None  # the CNM whose load is being planned away
         self._moved_ns: dict[str, int] = {}  # instance -> when it was last moved
-        self._timers: dict[str, Call] = {}
-        self._drained: set[str] = set()
 
     # --- who may move ---
 
+    def _rules(self, budget: int, may_move: Callable[[str], bool]) -> Rules:
+        return Rules(
+            budget=budget, may_move=may_move, largest_first=True, weights=self._facts.weights()
+        )
+
     def _note_move(self, instance: str) -> None:
+        for name in [i for i in self._moved_ns if not self._resting(i)]:
+            del self._moved_ns[name]
         self._moved_ns[instance] = self._loop.now_ns()
 
     def _resting(self, instance: str) -> bool:
         moved_ns, rest_ns = self._moved_ns.get(instance), self._thresholds.rest_ms * MS
         return moved_ns is not None and self._loop.now_ns() - moved_ns < rest_ns
 
-    def _runs_settled(self, instance: str) -> bool:
-        """It runs where it is meant to run, and nothing is being decided about it."""
-        assignment = self._decisions.assignments.get(instance)
-        if assignment is None or assignment.place is None or assignment.target is not None:
-            return False
-        if instance in self._decisions.pending or assignment.ending is not None:
-            return False
-        seen = self._inventory.look(assignment.place, instance)
-        return (
-            seen.sight is Sight.CURRENT
-            and seen.status is not None
-            and seen.status.state == InstanceState.RUNNING
-            and seen.status.generation == assignment.place.generation
-        )
-
     def _may_move(self, instance: str) -> bool:
         """For somebody else's sake: never with data that would have to come along."""
         assignment = self._decisions.assignments.get(instance)
-        if assignment is None or self._resting(instance) or not self._runs_settled(instance):
+        if assignment is None or self._resting(instance) or not self._facts.runs_settled(instance):
             return False
         record = self._decisions.workloads.get(assignment.workload)
         component = record.workload.component(assignment.component) if record else None
         return component is not None and not component.volumes
 
     def _may_leave(self, instance: str) -> bool:
-        """For load: its data may come along."""
-        return not self._resting(instance) and self._runs_settled(instance)
+        """For load: its data may come along, unless others use it too."""
+        assignment = self._decisions.assignments.get(instance)
+        component = self._placer.component_of(assignment) if assignment is not None else None
+        return (
+            assignment is not None
+            and component is not None
+            and not self._resting(instance)
+            and self._facts.runs_settled(instance)
+            and not self._placer.sharing(assignment, component)
+        )
+
+    def _quiet(self) -> bool:
+        """Nothing is to be moved, nothing has just been, and no module is loaded."""
+        return (
+            self._planning is None
+            and self.drainer.idle
+            and self.room.idle
+            and not any(self._resting(instance) for instance in self._moved_ns)
+            and not self._loaded()
+        )
 
     # --- load ---
 
@@ -117,8 +154,6 @@ class Rebalancer:
             return
         if self._planning is not None or self.runner.busy or self.runner.left() <= 0:
             return  # the next report asks again
-        for instance in [i for i in self._moved_ns if not self._resting(i)]:
-            del self._moved_ns[instance]
         here = self._on(cnm)
         if any(a.target is not None for a in here):
             return  # it is giving something away already
@@ -130,7 +165,7 @@ class Rebalancer:
             self._placer.state,
             cnm.id,
             self._use,
-            Rules(budget=min(MAX_CHAIN, self.runner.left()), may_move=self._may_leave),
+            self._rules(min(MAX_CHAIN, self.runner.left()), self._may_leave),
             high_percent=self._thresholds.cpu_high_percent,
             low_percent=self._thresholds.cpu_low_percent,
         )
@@ -148,43 +183,13 @@ class Rebalancer:
     # --- drain ---
 
     def drain(self, cnm: Cnm) -> None:
-        """Move everything off; goes on by itself until the module is empty or undrained."""
-        cancel = self._timers.pop(cnm.id, None)
-        if cancel is not None:
-            cancel()
-        if not cnm.draining:
-            self._drained.discard(cnm.id)
-            return
-        here = self._on(cnm)
-        if not here:
-            if cnm.id not in self._drained:
-                self._drained.add(cnm.id)
-                self._events.emit(EventCode.CNM_DRAINED, f"{cnm.id}: empty", cnm=cnm.id)
-        else:
-            self._drained.discard(cnm.id)
-        here.sort(key=lambda a: (-self._placer.tightness(a.instance), a.instance))
-        moving = sum(a.target is not None for a in here)
-        for assignment in here:
-            if moving >= DRAINS_AT_ONCE:
-                break
-            if assignment.target is None and self._leave(assignment.instance, cnm):
-                moving += 1
-        self._timers[cnm.id] = self._loop.call_later(DRAIN_RETRY_NS, lambda: self.drain(cnm))
+        """Move everything off, if it is to be drained; goes on by itself."""
+        self.drainer.drain(cnm)
 
-    def _leave(self, instance: str, cnm: Cnm) -> bool:
-        """Begin its move; False when it is refused at once, so that others get their turn."""
-        refused = False
-
-        def decided(error: str) -> None:
-            nonlocal refused
-            if error:
-                refused = True
-                self._reconciler.waiting[instance] = f"can't leave: {error}"
-                if self._runs_settled(instance):
-                    self.room.leaving(instance)
-
-        self._reconciler.migration.migrate_component(instance, None, f"{cnm.id} drains", decided)
-        return not refused
+    def _stays(self, instance: str) -> None:
+        """It finds no way out of a module that drains."""
+        if self._facts.runs_settled(instance):
+            self.room.leaving(instance)
 
     def _on(self, cnm: Cnm) -> list[Assignment]:
         """What runs, or is to run, on a module; ended ones hold nothing."""

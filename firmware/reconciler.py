@@ -6,6 +6,7 @@ module kicks the instances that it may concern, and an instance whose decision i
 to the disk is left alone until it has arrived.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
@@ -32,6 +33,7 @@ STEPS_A_TURN: Final = 64  # then the loop gets its turn; heartbeats must not wai
 STAGE_TRIES: Final = 3  # on one module, before another one is tried
 FLUSH_TRIES: Final = 8  # some 25 s in all: an agent that hangs is replaced after 10 s
 DEFAULT_GRACE_MS: Final = 10_000
+_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}")  # as `instance_name` writes it
 
 
 class Reconciler:
@@ -52,6 +54,7 @@ class Reconciler:
         )
         self.migration = Migration(inventory, decisions, deployer, placer, self.placements, events)
         self.migration.on_room = self.kick_pending
+        self.placements.on_freed = self.kick_pending
         self.waiting: dict[str, str] = {}  # instance -> what it waits for, in words
         self._loop = loop
         self._inventory = inventory
@@ -59,12 +62,14 @@ class Reconciler:
         self._deployer = deployer
         self._placer = placer
         self._events = events
-        self._sweeper = Sweeper(decisions, deployer, events)
+        self._sweeper = Sweeper(decisions, deployer, events, self.placements.rename)
         self._gates = Gates(inventory, decisions)
         self._dirty: dict[str, None] = {}  # in order
-        self._reported_by: dict[str, set[str]] = {}  # instance -> modules whose reports name it
+        # instance -> modules whose reports name it, sorted
+        self._reported_by: dict[str, tuple[str, ...]] = {}
         self._posted = False
         self._room = False  # `_look_for_room` is posted
+        self._lost: dict[str, None] = {}  # with their modules, and not kicked yet; in order
         decisions.on_assignment = self.kick
 
     # --- who needs a step ---
@@ -88,20 +93,36 @@ class Reconciler:
         """Every instance that the workload has or should have."""
         record = self._decisions.workloads.get(name)
         if record is not None:
-            for component in record.workload.components:
-                for index in range(component.replicas):
-                    self.kick(instance_name(name, component.name, index))
+            names = [
+                instance_name(name, component.name, index)
+                for component in record.workload.components
+                for index in range(component.replicas)
+            ]
+            self.kick_all(self._placer.in_order(names))
         self.kick_all(self._decisions.of_workload(name))
 
     def kick_cnm(self, cnm: Cnm) -> None:
-        """Everything that is, or is about to be, on this module; and what waits for room. What a
-        lost module held goes to others, the most constrained first."""
+        """Everything that is, or is about to be, on this module; and what waits for room."""
         concerned = self._decisions.concerned(cnm.id)
-        if not cnm.schedulable:
-            tightness = self._placer.tightness
-            concerned = sorted(concerned, key=lambda name: (-tightness(name), name))
-        self.kick_all(concerned)
+        lost = {name: None for name in concerned if self._is_lost(name)}
+        self.kick_all(name for name in concerned if name not in lost)
+        if lost and not self._lost:
+            self._loop.post(self._kick_lost)
+        self._lost.update(lost)
         self.kick_pending()
+
+    def _is_lost(self, instance: str) -> bool:
+        """The module where it is, is gone."""
+        assignment = self._decisions.assignments.get(instance)
+        if assignment is None or assignment.ending is not None:
+            return False
+        place = assignment.place
+        return place is not None and self._inventory.look(place, instance).sight is Sight.GONE
+
+    def _kick_lost(self) -> None:
+        """What was lost at one time, with however many modules, is placed together."""
+        lost, self._lost = self._lost, {}
+        self.kick_all(self._placer.in_order(self._placer.constrained_first(lost)))
 
     def kick_pending(self) -> None:
         """Room may have come up: look again, soon, at what waits for it. Once for however many
@@ -111,16 +132,17 @@ class Reconciler:
             self._loop.post(self._look_for_room)
 
     def _look_for_room(self) -> None:
-        """The most constrained first."""
+        """In the order of the queue; by itself the most constrained first."""
         self._room = False
-        self.kick_all(sorted(self.placements.pending, key=self._placer.tightness, reverse=True))
+        waiting = self._placer.tightest_first(self.placements.pending)
+        self.kick_all(self._placer.in_order(waiting))
 
     def on_report(self, cnm: Cnm, changed: Iterable[str]) -> None:
         """A module's report differs from the one before."""
         for instance in sorted(changed):  # a set's own order is another one in each process
             status = cnm.observed.get(instance)
             if status is not None:
-                self._reported_by.setdefault(instance, set()).add(cnm.id)
+                self._note_reporter(instance, cnm.id)
             self._say_status(cnm, instance, status)
             self.kick(instance)
             self._kick_dependents(instance)
@@ -176,23 +198,31 @@ class Reconciler:
         if isinstance(action, steps.Wait) and action.reason:
             self.waiting[instance] = action.reason
         if not isinstance(action, steps.PlaceIt):
-            self.placements.pending.pop(instance, None)
+            self.placements.waits_no_more(instance)
         self._act(instance, action, assignment, component, seen)
         self._sweep(instance)
 
     def _sweep(self, instance: str) -> None:
         """After a decision, or a removal that failed, the reports are looked at anew: the source
         of a move has nothing more to say by itself."""
-        modules = self._reported_by.get(instance)
-        for cnm_id in sorted(modules or ()):
+        silent: list[str] = []
+        for cnm_id in self._reported_by.get(instance, ()):
             cnm = self._inventory.get(cnm_id)
             status = cnm.observed.get(instance) if cnm is not None else None
             if cnm is not None and status is not None:
                 self._sweeper.look_at(cnm, status)
-            elif modules is not None:
-                modules.discard(cnm_id)
-        if not modules:
+            else:
+                silent.append(cnm_id)
+        left = tuple(m for m in self._reported_by.get(instance, ()) if m not in silent)
+        if left:
+            self._reported_by[instance] = left
+        else:
             self._reported_by.pop(instance, None)
+
+    def _note_reporter(self, instance: str, cnm_id: str) -> None:
+        modules = self._reported_by.get(instance, ())
+        if cnm_id not in modules:
+            self._reported_by[instance] = tuple(sorted((*modules, cnm_id)))
 
     def _act(
         self,
@@ -217,10 +247,10 @@ class Reconciler:
             case steps.Release():
                 assert component is not None
                 self.placements.release(assignment, component)
-            case steps.Again():
+            case steps.Again(attempt=attempt):
                 assert component is not None
                 assert seen is not None
-                self.placements.again(assignment, component, seen)
+                self.placements.again(assignment, component, seen, attempt=attempt)
             case steps.Stage(place=place, prepare=prepare):
                 assert component is not None
                 self._stage(assignment, component, place, prepare=prepare)
@@ -245,6 +275,10 @@ class Reconciler:
                 self.migration.flip(assignment)
             case steps.CancelMove(reason=reason):
                 self.migration.cancel(assignment, reason)
+            case steps.Vacate(restarts=restarts, attempts=attempts):
+                assert component is not None
+                left = replace(assignment, restarts=restarts, attempts=attempts)
+                self.placements.vacate(left, component, self.kick_pending)
             case _:
                 raise AssertionError(f"no way to carry out {action}")
 
@@ -302,6 +336,8 @@ class Reconciler:
             current = self._decisions.assignments.get(instance)
             if current is None or current.place != place:
                 return
+            if instance in self._decisions.pending:
+                return  # what is being decided must not be written over; then it is flushed again
             tries = self._deployer.failures("flush", instance, place) + 1
             if error and tries < FLUSH_TRIES:
                 return
@@ -342,9 +378,12 @@ class Reconciler:
         self._decisions.forget(instance, forgotten)
 
     def finish_workload(self, name: str) -> None:
-        """Erase a deleted workload when its last instance has gone."""
+        """Erase a deleted workload when its last instance has gone. Once at a time: behind an
+        erasure its name is free, and what follows may be the next one's."""
         record = self._decisions.workloads.get(name)
         if record is None or not record.deleted or self._decisions.of_workload(name):
+            return
+        if name in self._decisions.erasing:
             return
 
         def erased(good: bool) -> None:
@@ -374,11 +413,11 @@ class Reconciler:
 
 
 def split_name(instance: str) -> tuple[str, str, int]:
-    """Workload, component and index. Modules report what they like: a name that can't be ours
-    belongs to no workload."""
+    """Workload, component and index. Modules report and people write what they like: a name that
+    can't be ours, web/00 beside web/0, belongs to no workload."""
     workload, _, rest = instance.partition("/")
     component, _, index = rest.partition("/")
-    return (workload, component, int(index)) if index.isdecimal() else ("", "", 0)
+    return (workload, component, int(index)) if _INDEX.fullmatch(index) else ("", "", 0)
 
 
 _CODES: Final = {

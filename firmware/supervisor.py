@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from firmware.board import BoardError, load_board
+from firmware.board import BoardError, find_board, load_board
 from firmware.board_types import Board, Timing
 from firmware.fields import FieldError
 from firmware.keeper_config import plan_keeper
@@ -181,7 +181,8 @@ def main(argv: list[str] | None = None, *, daemon_argv: Sequence[str] | None = N
         say("supervisor", str(exc))
         return EXIT_START_FAILED
     own_pid.write(os.getpid())
-    places = Places(run=run, state=state, board=_board_for(args.board), log=log_target(run))
+    file = str(find_board(args.board).resolve())  # children have another working directory in mind
+    places = Places(run=run, state=state, board=file, log=log_target(run))
     try:
         return _supervise(board, places, daemon_argv, foreground=args.foreground)
     except (HalError, FieldError) as exc:
@@ -189,11 +190,6 @@ def main(argv: list[str] | None = None, *, daemon_argv: Sequence[str] | None = N
         return EXIT_START_FAILED
     finally:
         own_pid.close()
-
-
-def _board_for(name: str) -> str:
-    """A file by its absolute path: children have another working directory in mind."""
-    return str(Path(name).resolve()) if Path(name).is_file() else name
 
 
 def _supervise(

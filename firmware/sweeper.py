@@ -1,13 +1,17 @@
 """What is where it should not be: leftovers and strangers in a module's report (rule 11).
 
 Equal to the assignment is adopted, which is `decide`'s affair; lower is stopped; higher or unknown
-is quarantined and reported. What is dead or was never started may be deleted in any case: the
-target of a move that was taken back has a higher generation than the place.
+is quarantined and reported. What a module brought along under a new name of its slot (same boot,
+same generation) is where it was: only the name changes. What is dead or was never started may be
+deleted in any case: the target of a move that was taken back has a higher generation than where it
+is.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from firmware.assignments import Place
+from firmware.assignments import Assignment, Place
 from firmware.decide import DEAD, UNSTARTED
 from firmware.decisions import Decisions
 from firmware.deployer import Deployer
@@ -16,20 +20,32 @@ from firmware.inventory import Cnm
 from protocol.apf import InstanceStatus
 
 GRACE_MS: Final = 10_000
-REPORTED_LIMIT: Final = 4096
 
 
 class Sweeper:
     """Loop thread only."""
 
-    def __init__(self, decisions: Decisions, deployer: Deployer, events: EventLog) -> None:
+    def __init__(
+        self,
+        decisions: Decisions,
+        deployer: Deployer,
+        events: EventLog,
+        renamed: Callable[[Assignment, Place], None],
+    ) -> None:
+        """`renamed(assignment, place)`: its place is called so now."""
         self._decisions = decisions
         self._deployer = deployer
         self._events = events
-        self._reported: set[tuple[str, str, int]] = set()
+        self._renamed = renamed
+        self._said: dict[str, dict[str, int]] = {}  # module -> stranger there -> its generation
 
     def look(self, cnm: Cnm) -> None:
-        """Go through a module's newest report."""
+        """Go through a module's newest report. A stranger that is gone from it is forgotten."""
+        if cnm.id in self._said:
+            said = self._said.pop(cnm.id)
+            left = {name: said[name] for name in said if name in cnm.observed}
+            if left:
+                self._said[cnm.id] = left
         for status in cnm.observed.values():
             self.look_at(cnm, status)
 
@@ -43,15 +59,17 @@ class Sweeper:
             return  # `decide` looks after it
         newest = max((place.generation for place in here if place), default=None)
         place = Place(cnm=cnm.id, boot_id=cnm.boot_id, generation=status.generation)
-        if status.state in DEAD:
+        before = assignment.place if assignment is not None else None
+        if assignment is not None and before is not None and replace(before, cnm=cnm.id) == place:
+            self._renamed(assignment, place)
+        elif status.state in DEAD:
             self._deployer.remove(status.instance, place, status.generation, abort=False)
         elif status.state in UNSTARTED:
             self._deployer.remove(status.instance, place, status.generation, abort=True)
         elif newest is not None and status.generation < newest:
             self._deployer.stop(status.instance, place, status.generation, GRACE_MS)
-        elif (cnm.id, status.instance, status.generation) not in self._reported:
-            if len(self._reported) < REPORTED_LIMIT:
-                self._reported.add((cnm.id, status.instance, status.generation))
+        elif self._said.get(cnm.id, {}).get(status.instance) != status.generation:
+            self._said.setdefault(cnm.id, {})[status.instance] = status.generation
             self._events.emit(
                 EventCode.INSTANCE_QUARANTINED,
                 f"{cnm.id} runs {status.instance} generation {status.generation}, which this card "

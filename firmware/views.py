@@ -77,6 +77,7 @@ class Views:
         workload, name, _index = instance.rsplit("/", 2)
         assignment = self._decisions.assignments.get(instance)
         place = assignment.place if assignment else None
+        ending = assignment.ending if assignment else None
         cnm = self._inventory.get(place.cnm) if place else None
         status = None
         if cnm is not None and place is not None and cnm.boot_id == place.boot_id:
@@ -92,11 +93,15 @@ class Views:
             "phase": self._phase(assignment, status, deleted),
             "runtime": runtime_of(component) if component else None,
             "restarts": assignment.restarts if assignment else 0,
+            "attempts": assignment.attempts if assignment else 0,
             "reason": self._reason(instance, assignment, status, cnm),
             "pending": dict(self._reconciler.placements.pending.get(instance, {})),
             "target": assignment.target.cnm if assignment and assignment.target else None,
             "health": _health(status),
-            "exit_status": assignment.ending.status if assignment and assignment.ending else None,
+            "exit_status": ending.exit_status if ending else None,
+            "signal": ending.signal if ending else None,
+            "priority": component.priority if component else None,
+            "tenant": self._placer.tenant_of(instance),
         }
         row.update(self._process(cnm, status))
         return row
@@ -127,11 +132,16 @@ class Views:
     ) -> str:
         if assignment is not None and assignment.ending is not None:
             return assignment.ending.text
+        if assignment is not None and assignment.evicting and assignment.evict is not None:
+            return f"it is stopped for {assignment.evict.by}, of a higher priority"
         waiting = self._reconciler.waiting.get(instance, "")
         if waiting:
             return waiting
+        promise = self._placer.promises.get(instance)
+        if promise is not None and instance in self._reconciler.placements.pending:
+            return f"waits for room that is being freed on {promise.cnm}"
         if instance in self._reconciler.placements.pending:
-            return "no module can hold it now; `pending` says why for each"
+            return f"no module can hold it now; see `pending`, or `apf explain {instance}`"
         if assignment is not None and assignment.target is not None:
             return f"moving to {assignment.target.cnm}: {assignment.why}"
         trouble = self._reconciler.trouble(instance)

@@ -2,7 +2,8 @@
 
 `tools/` makes it from a Compose file; the daemon reads it again with `Workload.from_json`, which
 refuses it whole: unknown keys, wrong types, values out of range, names used twice, dependencies
-on nothing or in a circle. Absent optional keys take the defaults below; `to_json` writes them all.
+on nothing or in a circle. Absent optional keys take the defaults below; `to_json` writes them all,
+but for those of `LATER`: a version from before them reads what does not use them.
 
 Where the numbers come from: the control protocol limits an instance's name to 128 bytes
 (protocol/SPEC.md), so a name is at most 41 characters; the rest are bounds that no sane workload
@@ -30,7 +31,12 @@ MAX_STRING_BYTES: Final = 32 * 1024
 MAX_JSON_BYTES: Final = 1 << 20  # of one workload; the control socket refuses more
 MAX_CPU_MILLI: Final = 1_024_000
 MAX_BYTES: Final = 1 << 50
+MAX_MBIT: Final = 10_000_000
+MAX_WINDOW_SLOTS: Final = 4096
 MAX_MS: Final = 86_400_000
+PRIORITY_USUAL: Final = 50
+PRIORITY_MOST: Final = 100
+LATER: Final = {"priority": PRIORITY_USUAL, "tenant": ""}  # keys that are left out where usual
 HOST_IMAGE: Final = "host"  # the CNM's own root filesystem, under the process runtime
 
 _ENV_KEY: Final = re.compile(r"[^=\0]{1,256}")
@@ -107,7 +113,9 @@ class Resources:
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
     nvme_bytes: int = 0
+    nvme_mbit: int = 0  # of reads and writes together
     link_mbit: int = 0
+    window_slots: int = 0  # chunks that its data may have under way at once
     pids: int = 0  # limit
     arch: str | None = None  # OCI name; None is any that the image has
     accelerators: tuple[Accelerator, ...] = ()
@@ -174,12 +182,14 @@ class Component:
     stop_grace_ms: int
     read_only: bool
     profile: ProfileChoice = ProfileChoice.AUTO
+    priority: int = PRIORITY_USUAL  # 0..PRIORITY_MOST: more gets room first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     name: str
     components: tuple[Component, ...]
+    tenant: str = ""  # whose share of the card it counts for, where tenants share it
 
     @classmethod
     def from_json(cls, value: object) -> Self:
@@ -188,24 +198,36 @@ class Workload:
         fields.choice("schema", (SCHEMA,))
         name = fields.text("name", pattern=NAME, want=NAME_WANT)
         components = fields.objects("components", _component, max_items=MAX_COMPONENTS)
+        tenant = _tenant(fields)
         fields.done()
         if not components:
             raise WorkloadError(("components",), "at least one component", "none")
         _check_names(components)
         _check_dependencies(components)
-        total = sum(component.replicas for component in components)
-        if total > MAX_INSTANCES:
-            raise WorkloadError(("components",), f"at most {MAX_INSTANCES} instances", f"{total}")
-        return cls(name=name, components=components)
+        found = cls(name=name, components=components, tenant=tenant)
+        if found.instances > MAX_INSTANCES:
+            want = f"at most {MAX_INSTANCES} instances"
+            raise WorkloadError(("components",), want, f"{found.instances}")
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        """The canonical document: every key, in a fixed order; `from_json` reads it back."""
+        """The canonical document: every key but the usual ones of `LATER`, in a fixed order;
+        `from_json` reads it back."""
         document: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA, **asdict(self)}))
-        return document  # lists and plain strings, no tuples and enums
+        for table in (document, *document["components"]):  # lists and strings, no tuples and enums
+            for key, usual in LATER.items():
+                if table.get(key) == usual:
+                    del table[key]
+        return document
 
     def to_bytes(self) -> bytes:
         """Canonical bytes: sorted keys, no spaces. Equal workloads give equal bytes."""
         return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def instances(self) -> int:
+        """Of all components together."""
+        return sum(component.replicas for component in self.components)
 
     def component(self, name: str) -> Component | None:
         return next((item for item in self.components if item.name == name), None)
@@ -247,7 +269,16 @@ def _component(fields: Fields) -> Component:
         stop_grace_ms=fields.integer("stop_grace_ms", 10_000, high=3_600_000),
         read_only=fields.boolean("read_only", False),
         profile=ProfileChoice(fields.choice("profile", list(ProfileChoice), "auto")),
+        priority=fields.integer("priority", PRIORITY_USUAL, high=PRIORITY_MOST),
     )
+
+
+def _tenant(fields: Fields) -> str:
+    """ "" is the tenant without a name: whoever says none."""
+    name = fields.text("tenant", "", max_bytes=64)
+    if name and NAME.fullmatch(name) is None:
+        raise fields.fail("tenant", NAME_WANT, repr(name[:60]))
+    return name
 
 
 def _absolute_or_none(fields: Fields, key: str) -> str | None:
@@ -262,7 +293,9 @@ def _resources(fields: Fields) -> Resources:
         memory_bytes=fields.integer("memory_bytes", 0, high=MAX_BYTES),
         memory_limit_bytes=fields.integer("memory_limit_bytes", 0, high=MAX_BYTES),
         nvme_bytes=fields.integer("nvme_bytes", 0, high=MAX_BYTES),
-        link_mbit=fields.integer("link_mbit", 0, high=10_000_000),
+        nvme_mbit=fields.integer("nvme_mbit", 0, high=MAX_MBIT),
+        link_mbit=fields.integer("link_mbit", 0, high=MAX_MBIT),
+        window_slots=fields.integer("window_slots", 0, high=MAX_WINDOW_SLOTS),
         pids=fields.integer("pids", 0, high=4_194_304),  # the kernel's PID_MAX_LIMIT
         arch=None if arch is None else canonical_arch(arch),
         accelerators=fields.objects("accelerators", _accelerator, max_items=16),

@@ -6,6 +6,7 @@ from typing import Final
 import click
 
 from tools.session import ApfGroup
+from tools.streams import guard_streams
 
 _COMMANDS: Final = {
     "up": ("tools.commands.power:up_command", "Start keeper and daemon; 0 when ready."),
@@ -46,11 +47,12 @@ def cli(as_json: bool, run_dir: str | None, state_dir: str | None) -> None:
     """Run workloads on the compute node modules of a peripheral card.
 
     Exit codes: 0 good; 1 what was checked is not so; 2 usage; 3 refused by the daemon;
-    4 daemon not reachable; 124 deadline passed.
+    4 daemon not reachable; 124 deadline passed; 130 interrupted; 141 nobody reads stdout any more.
     """
     del as_json, run_dir, state_dir  # the commands read them from this context (tools.session)
 
 
 def main() -> None:
     """The console script."""
+    guard_streams()
     cli.main()

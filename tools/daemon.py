@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
+from firmware.board_file import find_board
 from hal.errors import HalError
 from hal.linux.pidfile import locked_pid
 from tools.client import Client
-from tools.errors import CheckFailed, DaemonRefused, DaemonUnreachable, DeadlinePassed
+from tools.errors import BadUsage, CheckFailed, DaemonRefused, DaemonUnreachable, DeadlinePassed
 from tools.paths import Places
 from tools.polls import polls
 
@@ -27,6 +28,8 @@ KILL_AFTER: Final = 0.75  # and this share of it before SIGKILL
 LOG_TAIL_BYTES: Final = 4096
 LOG_TAIL_LINES: Final = 20
 STATUS_TIMEOUT_MS: Final = 2000
+RUN_OPTION: Final = "--run (APF_RUN)"
+STATE_OPTION: Final = "--state (APF_STATE)"
 
 
 def status_or_none(places: Places) -> dict[str, Any] | None:
@@ -56,12 +59,13 @@ def start_daemon(
 ) -> dict[str, Any]:
     """Start the supervisor and wait until the daemon is ready; its status. `former_pid`: of a
     daemon that answers still and is going to be replaced. `record`: where it writes every call on
-    a port. Raises DeadlinePassed or CheckFailed with the tail of the log."""
+    a port. Raises BadUsage for a place that can't be made, DeadlinePassed or CheckFailed with the
+    tail of the log."""
     if not foreground and former_pid is None and "supervisor" in live_owners(places):
         return _await_ready(places, None, timeout_ms, say, None)  # it is at it already
-    places.run.mkdir(parents=True, exist_ok=True)
-    places.state.mkdir(parents=True, exist_ok=True)
-    board = str(Path(board).absolute()) if Path(board).is_file() else board
+    _make_place(places.run, RUN_OPTION)
+    _make_place(places.state, STATE_OPTION)
+    board = str(find_board(board).absolute())
     argv = [sys.executable, "-m", "firmware.supervisor", "--board", board]
     argv += ["--run", str(places.run), "--state", str(places.state)]
     if record is not None:
@@ -72,9 +76,7 @@ def start_daemon(
         if status:
             raise CheckFailed("daemon_ended", f"the supervisor ended with status {status}")
         return {}
-    if not live_owners(places):  # else a keeper writes to it still
-        places.supervisor_log.unlink(missing_ok=True)
-    with places.supervisor_log.open("ab") as log:
+    with _open_log(places) as log:
         child = subprocess.Popen(
             argv,
             env=env,
@@ -85,6 +87,30 @@ def start_daemon(
             start_new_session=True,
         )
     return _await_ready(places, child, timeout_ms, say, former_pid)
+
+
+def _make_place(path: Path, option: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise _bad_place(path, option, exc) from exc
+
+
+def _open_log(places: Places) -> IO[bytes]:
+    try:
+        if not live_owners(places):  # else a keeper writes to it still
+            places.supervisor_log.unlink(missing_ok=True)
+        return places.supervisor_log.open("ab")
+    except OSError as exc:
+        raise _bad_place(places.run, RUN_OPTION, exc) from exc
+
+
+def _bad_place(path: Path, option: str, exc: OSError) -> BadUsage:
+    return BadUsage(
+        "bad_place",
+        f"{option} {path}: {exc.strerror}; choose a directory that you may write",
+        {"path": str(path), "why": exc.strerror},
+    )
 
 
 def _await_ready(

@@ -6,11 +6,12 @@
     +- DaemonRefused     3: the daemon said no, with its own code
     +- DaemonUnreachable 4: nobody answers on the socket
     +- DeadlinePassed    124: it took too long
+    +- Interrupted       130: by Ctrl-C, and something stays that has to be said
 
 `code` is stable snake_case for scripts; `text` is for people and says what to do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -24,6 +25,7 @@ class ToolError(Exception):
         self.code = code
         self.text = text
         self.data: dict[str, object] = dict(data or {})
+        self.input_warnings: Sequence[Mapping[str, object]] = ()  # of the input that came this far
 
 
 class CheckFailed(ToolError):
@@ -52,3 +54,9 @@ class DeadlinePassed(ToolError):
     """It took longer than allowed."""
 
     exit_code = 124
+
+
+class Interrupted(ToolError):
+    """Ctrl-C came when something had been begun."""
+
+    exit_code = 130  # 128 + SIGINT, as shells count

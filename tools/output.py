@@ -41,10 +41,15 @@ class Output:
         if self.as_json:
             self._write({"schema": SCHEMA, "kind": kind, "data": data, "warnings": list(warnings)})
             return
-        for warning in warnings:
-            self.say(f"warning: {warning_text(warning)}")
+        self.warn(warnings)
         if show is not None:
             show()
+
+    def warn(self, warnings: Sequence[Row]) -> None:
+        """For people; for programs warnings are in the envelope."""
+        if not self.as_json:
+            for warning in warnings:
+                self.say(f"warning: {warning_text(warning)}")
 
     def line(self, value: object) -> None:
         """One compact JSON object a line (`events -f --json`)."""
@@ -52,11 +57,13 @@ class Output:
         sys.stdout.flush()
 
     def error(self, error: ToolError) -> None:
-        """The bad end: words on stderr, and the envelope for programs."""
+        """The bad end: words on stderr, and the envelope for programs. Of its warnings people
+        were told before."""
         self.say(f"apf: {error.text}")
         if self.as_json:
             body = {"code": error.code, "text": error.text, "data": error.data}
-            self._write({"schema": SCHEMA, "kind": "error", "error": body})
+            warnings = {"warnings": list(error.input_warnings)} if error.input_warnings else {}
+            self._write({"schema": SCHEMA, "kind": "error", "error": body, **warnings})
 
     def say(self, text: str) -> None:
         """Words for people, on stderr."""

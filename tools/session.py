@@ -1,5 +1,6 @@
 """What all commands share: `--json`, `--run`, `--state`, and how errors become exit codes."""
 
+import errno
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,11 +9,13 @@ from typing import Any, Final, NoReturn
 import click
 
 from tools.client import CALL_TIMEOUT_MS, Client
-from tools.errors import BadUsage, ToolError
+from tools.errors import BadUsage, Interrupted, ToolError
 from tools.output import Output
 from tools.paths import Places, find_places
+from tools.streams import StdoutFailed
 
-EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells count
+TIMEOUT_S: Final = click.IntRange(0, 86_400)  # of every --timeout; 0 is one look
+EXIT_INTERRUPTED: Final = Interrupted.exit_code
 EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE: the reader (`head`) has gone, no error of ours
 
 
@@ -40,6 +43,13 @@ def _common_options() -> list[click.Parameter]:
         click.Option(["--run", "run_dir"], metavar="DIR", help="Place of the socket [APF_RUN]."),
         click.Option(["--state", "state_dir"], metavar="DIR", help="Place of data [APF_STATE]."),
     ]
+
+
+def not_empty(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A callback of options whose absence means something else than an empty word would."""
+    if value == "":
+        raise click.BadParameter("it is empty; leave the option out, or say what", param=param)
+    return value
 
 
 class ApfCommand(click.Command):
@@ -113,26 +123,41 @@ class ApfGroup(click.Group):
         words = list(sys.argv[1:] if args is None else args)
         out = Output(as_json="--json" in words[: words.index("--") if "--" in words else None])
         try:
-            result = super().main(
-                words, prog_name or "apf", complete_var, standalone_mode=False, **extra
-            )
+            status = self._run(words, prog_name or "apf", complete_var, out, extra)
+            sys.stdout.flush()
+        except StdoutFailed as exc:  # of the result, of an error's envelope, or of the last flush
+            if exc.errno == errno.EPIPE:
+                _leave(EXIT_BROKEN_PIPE)
+            out.say(f"apf: {exc}")
+            _leave(BadUsage.exit_code)
+        _leave(status)
+
+    def _run(
+        self,
+        words: list[str],
+        prog_name: str,
+        complete_var: str | None,
+        out: Output,
+        extra: Mapping[str, Any],
+    ) -> int:
+        """The exit code. Raises StdoutFailed."""
+        result: object = 0
+        try:
+            result = super().main(words, prog_name, complete_var, standalone_mode=False, **extra)
         except ToolError as exc:
             out.error(exc)
-            _leave(exc.exit_code)
+            return exc.exit_code
         except click.UsageError as exc:
             usage = exc.ctx.get_usage() + "\n" if exc.ctx else ""
             out.error(BadUsage("usage", f"{exc.format_message()}\n{usage}".rstrip()))
-            _leave(exc.exit_code)
+            return exc.exit_code
         except click.ClickException as exc:
             out.error(BadUsage("usage", exc.format_message()))
-            _leave(exc.exit_code)
+            return exc.exit_code
         except (KeyboardInterrupt, click.Abort):
             out.say("apf: interrupted")
-            _leave(EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            sys.stdout = None  # no flush at exit into the dead pipe
-            _leave(EXIT_BROKEN_PIPE)
-        _leave(result if isinstance(result, int) else 0)
+            return EXIT_INTERRUPTED
+        return result if isinstance(result, int) else 0
 
 
 def _leave(status: int) -> NoReturn:

@@ -45,15 +45,16 @@ def wait_until_running(
 
 
 def wait_until_gone(client: Client, workload: str, *, timeout_ms: int) -> int:
-    """Milliseconds until nothing of it is left. Raises DeadlinePassed."""
+    """Milliseconds until nothing of it is left and its name is free, or taken anew by somebody
+    who was faster. Raises DeadlinePassed."""
     for waited_ms in polls(timeout_ms, step_ms=POLL_MS):
         try:
-            left = client.call("workload.ps", {"workload": workload})
+            [row] = client.call("workload.list", {"workload": workload})
         except DaemonRefused as exc:
             if exc.code != "unknown_workload":
                 raise
             return waited_ms
-        if not left:
+        if not row["removing"]:
             return waited_ms
     raise DeadlinePassed(
         "not_gone", f"{workload} is not gone after {timeout_ms / 1000:g} s", {"workload": workload}

@@ -5,12 +5,12 @@ themselves; only the numbers and the remedies are worked out here. A property te
 together: the verdict is `place`'s, and each CNM's remedies, applied together, make it a candidate.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
-from firmware.allocator.filter import homes_of, objections, select_cnms
-from firmware.allocator.score import CRITERIA, criteria, select_best_cnm
+from firmware.allocator.filter import homes_of, objections, objections_on
+from firmware.allocator.score import CRITERIA, criteria
 from firmware.allocator.state import AllocatorState, Hold, Node
 from firmware.allocator.types import (
     DIMENSIONS,
@@ -24,6 +24,7 @@ from firmware.allocator.words import amount_text
 
 RELEASES_SHOWN: Final = 3  # of one CNM, the smallest first
 RELEASES_TRIED: Final = 64  # in one explanation: each is tried on books of its own
+CNMS_A_STEP: Final = 32  # about 2 ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +99,30 @@ class Explanation:
 
 def explain(state: AllocatorState, demand: Demand, constraints: Constraints) -> Explanation:
     """The whole answer to one question."""
-    names, reasons = select_cnms(state, demand, constraints)
-    scores = {cnm: criteria(state, cnm, demand, constraints) for cnm in names}
-    ranked = sorted(names, key=lambda cnm: (scores[cnm], cnm))
-    best = select_best_cnm(state, list(names), demand, constraints) if names else None
+    steps = explain_steps(state, demand, constraints)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return cast("Explanation", stop.value)
+
+
+def explain_steps(
+    state: AllocatorState, demand: Demand, constraints: Constraints
+) -> Generator[None, None, Explanation]:
+    """The same in steps of some CNMs each; the books must not change meanwhile."""
     homes = homes_of(state, constraints)
+    reasons: dict[str, str] = {}
+    scores: dict[str, tuple[int, ...]] = {}
+    for index, (cnm, node) in enumerate(sorted(state.nodes.items()), start=1):
+        reason = objections_on(node, demand, constraints, homes)
+        if reason:
+            reasons[cnm] = reason
+        else:
+            scores[cnm] = criteria(state, cnm, demand, constraints)
+        if index % CNMS_A_STEP == 0:
+            yield
+    ranked = sorted(scores, key=lambda cnm: (scores[cnm], cnm))
     wants = [demand, *(d for name, d in constraints.companions if name not in homes)]
     tries = [RELEASES_TRIED]
     verdicts: list[Verdict] = []
@@ -113,6 +133,7 @@ def explain(state: AllocatorState, demand: Demand, constraints: Constraints) -> 
         remedies: tuple[Remedy, ...] = ()
         if reason:
             remedies = tuple(_remedies(node, lines, wants, constraints, homes))
+        before = tries[0]
         verdicts.append(
             Verdict(
                 cnm=cnm,
@@ -125,7 +146,9 @@ def explain(state: AllocatorState, demand: Demand, constraints: Constraints) -> 
                 releases=_releases(state, node, lines, remedies, demand, constraints, tries),
             )
         )
-    runner_up = ranked[1] if len(ranked) > 1 else None
+        if place % CNMS_A_STEP == 0 or tries[0] < before:
+            yield
+    best, runner_up = (*ranked[:2], None, None)[:2]
     decided_by = ""
     if best is not None and runner_up is not None:
         decided_by = _difference(scores[best], scores[runner_up])

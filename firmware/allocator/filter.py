@@ -16,7 +16,7 @@ def select_cnms(
     reasons: dict[str, str] = {}
     homes = homes_of(state, constraints)
     for cnm, node in sorted(state.nodes.items()):
-        why = "; ".join(_objections(node, demand, constraints, homes))
+        why = objections_on(node, demand, constraints, homes)
         if why:
             reasons[cnm] = why
         else:
@@ -66,7 +66,14 @@ def candidates(state: AllocatorState, demand: Demand, constraints: Constraints) 
 def objections(state: AllocatorState, cnm: str, demand: Demand, constraints: Constraints) -> str:
     """Why one CNM is no candidate, as `select_cnms` says it; "" when it is one."""
     homes = homes_of(state, constraints)
-    return "; ".join(_objections(state.nodes[cnm], demand, constraints, homes))
+    return objections_on(state.nodes[cnm], demand, constraints, homes)
+
+
+def objections_on(
+    node: Node, demand: Demand, constraints: Constraints, homes: Mapping[str, frozenset[str]]
+) -> str:
+    """The same, for who has `homes_of` at hand."""
+    return "; ".join(_objections(node, demand, constraints, homes))
 
 
 def never_fits(
@@ -132,10 +139,30 @@ def _lasting(
 
 
 def homes_of(state: AllocatorState, constraints: Constraints) -> dict[str, frozenset[str]]:
-    """Where the components are that this one must join: those it names, and those that name it."""
+    """Where the components are that this one must join: those it names, and those that name it.
+
+    Where it is known how many of each are wanted, every instance gets one of each of the others
+    beside it at last: replicas that come before those are on no more CNMs than there will be of
+    them, and when no more of this component are to come than there are CNMs of the group where it
+    is missed, that is where it goes."""
+    if not constraints.workload:
+        return {}
     homes: dict[str, set[str]] = {}
-    for cnm, other in state.members(constraints.workload) if constraints.workload else ():
-        joins = other.component in constraints.together or constraints.component in other.together
-        if joins and other.component != constraints.component:
+    own: set[str] = set()
+    held = 0
+    for cnm, other in state.members(constraints.workload):
+        if other.component == constraints.component:
+            own.add(cnm)
+            held += 1
+        elif other.component in constraints.together or constraints.component in other.together:
             homes.setdefault(other.component, set()).add(cnm)
+    wanted = dict(constraints.group)
+    if wanted and homes:
+        places = own.union(*homes.values())
+        missed = places - own
+        if missed and len(missed) >= wanted.get(constraints.component, 0) - held:
+            places = missed
+        homes = dict.fromkeys(homes, places)
+    elif own and len(own) >= min((wanted.get(c, 1) for c in constraints.together), default=1 << 32):
+        homes[constraints.component] = own
     return {component: frozenset(places) for component, places in sorted(homes.items())}

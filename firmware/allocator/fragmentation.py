@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from firmware.allocator.mix import RequestClass, RequestMix
+from firmware.allocator.mix import RequestMix
 from firmware.allocator.types import WHOLE_MILLI
 from firmware.allocator.units import PoolKey
 
@@ -30,7 +30,7 @@ REMAINS_WEIGHT: Final = 10
 MEAN_PERMILLE: Final = 900  # of the mean CPU by unit: leaner requests find the place
 RARE_PERMILLE: Final = 40  # a remainder that fewer requests than this fit is lost in proportion
 PRESSURE_LIMIT_PERMILLE: Final = 10_000
-PRESSURE_STEPS: Final = 6  # of QUANTUM_MILLI, for a whole unit at a pressure of one
+PRESSURE_STEPS: Final = 20  # of QUANTUM_MILLI, for a whole unit at a pressure of one: a third of it
 EVALUATED: Final = 160  # classes at most
 
 
@@ -197,7 +197,3 @@ def pressures(tables: Tables, kind: str, free_milli: Mapping[PoolKey, int]) -> d
             permille = amount * free * 1000 // (whole * pools[key])
             found[key] = min(permille, PRESSURE_LIMIT_PERMILLE)
     return found
-
-
-def wants_model(key: RequestClass, model: str) -> bool:
-    return not key.model or model in key.model.split("|")

@@ -15,8 +15,8 @@ from itertools import combinations, islice
 from typing import Final
 
 from firmware.allocator.plan_books import Kind, Room, Sketch
-from firmware.allocator.plan_search import Done, Reach
-from firmware.allocator.plan_types import Chain, Downtime, Plan, Rules, Want, Weight
+from firmware.allocator.plan_search import Done, Reach, weight_of
+from firmware.allocator.plan_types import Chain, Plan, Rules, Want
 from firmware.allocator.state import AllocatorState, Hold
 
 CANDIDATES: Final = 6  # instances of one CNM that are looked at in twos and threes
@@ -98,7 +98,7 @@ class RoomPlanner:
                 yield from self._look(room, min(budget, self._rules.chain), finds)
             if not finds:
                 break
-            finds.sort(key=_order)
+            finds.sort(key=self._order)
             used = 0
             for find in finds:
                 if used >= budget:
@@ -265,6 +265,13 @@ class RoomPlanner:
         if min(real, find.gain) >= self._rules.least_gain * find.moves:
             finds.append(find if real >= find.gain else replace(find, gain=real))
 
+    def _order(self, find: _Find) -> tuple[int, int, int, int, tuple[str, ...]]:
+        """Gain per move (in sixths: exact for one to three), then what those who leave cost (the
+        less downtime, the fewer bytes), the first name."""
+        cost = weight_of(self._rules, find.leavers)
+        names = _names(find.leavers)
+        return (-find.gain * 6 // find.moves, cost.downtime, cost.bytes, find.room.index, names)
+
     def _hopes(self, find: _Find) -> int:
         """What it is thought to bring now."""
         room, reach = find.room, self._reach
@@ -344,18 +351,9 @@ class RoomPlanner:
             return None, gain
         for room in rooms:
             self._gains.pop(room.index, None)
-        weights = [self._weight(hold) for _, hold in done]
-        cost = Weight(
-            bytes=sum(w.bytes for w in weights), downtime=max(w.downtime for w in weights)
-        )
+        cost = weight_of(self._rules, [hold for _, hold in done])
         moves = tuple(move for move, _ in done)
         return Chain(moves=moves, gain=gain, weight=cost, why=self._why), gain
-
-    def _weight(self, hold: Hold) -> Weight:
-        known = self._rules.weights.get(hold.instance)
-        if known is not None:
-            return known
-        return Weight(bytes=hold.demand.memory_bytes, downtime=Downtime.BRIEF)
 
 
 def _milli(kind: Kind) -> int:
@@ -365,13 +363,6 @@ def _milli(kind: Kind) -> int:
 
 def _names(leavers: tuple[Hold, ...]) -> tuple[str, ...]:
     return tuple(hold.instance for hold in leavers)
-
-
-def _order(find: _Find) -> tuple[int, int, int, tuple[str, ...]]:
-    """Gain per move (in sixths: exact for one to three), the fewer bytes, the first name."""
-    size = sum(hold.demand.memory_bytes for hold in find.leavers)
-    names = _names(find.leavers)
-    return (-find.gain * 6 // find.moves, size, find.room.index, names)
 
 
 def plan_room(state: AllocatorState, wants: Sequence[Want], rules: Rules) -> Plan:

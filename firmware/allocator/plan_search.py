@@ -10,11 +10,11 @@ into one of them costs that much. So one open place can be passed on from room t
 where more can be made of it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from firmware.allocator.plan_books import Kind, Room, Sketch
-from firmware.allocator.plan_types import MAX_CHAIN, Move
+from firmware.allocator.plan_types import MAX_CHAIN, Downtime, Move, Rules, Weight
 from firmware.allocator.state import Hold
 from firmware.allocator.types import WHOLE_MILLI
 
@@ -293,3 +293,15 @@ def _harm(room: Room, kind: Kind) -> tuple[int, int]:
                         tight = unit
         spoilt = tight - only.milli
     return spoilt, room.free[0]
+
+
+def weight_of(rules: Rules, holds: Sequence[Hold]) -> Weight:
+    """What a chain costs that moves these: the bytes of all, the downtime of the worst. Whom the
+    rules say nothing of weighs what it has reserved of memory."""
+    weights = [
+        rules.weights.get(hold.instance) or Weight(bytes=hold.demand.memory_bytes) for hold in holds
+    ]
+    return Weight(
+        bytes=sum(weight.bytes for weight in weights),
+        downtime=max((weight.downtime for weight in weights), default=Downtime.BRIEF),
+    )

@@ -9,8 +9,8 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
 from firmware.allocator.plan_books import Room, Sketch
-from firmware.allocator.plan_search import Reach
-from firmware.allocator.plan_types import Chain, Downtime, Move, Plan, Rules, Weight
+from firmware.allocator.plan_search import Reach, weight_of
+from firmware.allocator.plan_types import Chain, Move, Plan, Rules
 from firmware.allocator.state import AllocatorState, Hold
 
 LEAVERS: Final = 8  # instances with the largest use
@@ -144,18 +144,10 @@ class ShedPlanner:
         return None if second is None else self._chain([(first, other), (second, hold)], relief)
 
     def _chain(self, done: list[tuple[Move, Hold]], gain: int) -> Chain:
-        usual = [Weight(bytes=hold.demand.memory_bytes) for _, hold in done]
-        weights = [
-            self._rules.weights.get(hold.instance, weight)
-            for (_, hold), weight in zip(done, usual, strict=True)
-        ]
         return Chain(
             moves=tuple(move for move, _ in done),
             gain=gain,
-            weight=Weight(
-                bytes=sum(weight.bytes for weight in weights),
-                downtime=max((weight.downtime for weight in weights), default=Downtime.BRIEF),
-            ),
+            weight=weight_of(self._rules, [hold for _, hold in done]),
             why=f"{self._cnm} is loaded",
         )
 

@@ -144,7 +144,8 @@ class AllocatorState:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
-        self._where: dict[str, set[str]] = {}  # instance -> CNMs; two during a move
+        # instance -> CNMs, sorted; two during a move
+        self._where: dict[str, tuple[str, ...]] = {}
         self._members: dict[str, set[tuple[str, str]]] = {}  # workload -> (instance, CNM)
         self.mix = RequestMix()
         self.pool_free: dict[PoolKey, int] = {}  # milli left of a model, on all CNMs
@@ -152,6 +153,7 @@ class AllocatorState:
         self.touched: set[str] = set()  # CNMs that have changed since it looked
         self.layout = 0  # grows when CNMs or their units come or go
         self.eligibility = 0  # grows when who takes what has changed
+        self.changes = 0  # grows with every change of room: whoever found none waits for that
         self._tables = Tables(self.mix)
 
     def observe(self, demand: Demand) -> None:
@@ -176,6 +178,7 @@ class AllocatorState:
             node.set_view(view)
         self._count_pools(node, 1)
         self.layout += 1
+        self.changes += 1
 
     def _count_pools(self, node: Node, sign: int) -> None:
         for key, units in node.free_milli.items():
@@ -195,6 +198,7 @@ class AllocatorState:
             self.release(instance, cnm)
         self._count_pools(node, -1)
         self.layout += 1
+        self.changes += 1
         del self.nodes[cnm]
         return gone
 
@@ -204,11 +208,15 @@ class AllocatorState:
         if node.view.why_not != why_not:
             node.view = replace(node.view, why_not=why_not)
             self.eligibility += 1
+            self.changes += 1
 
     def set_load(self, cnm: str, *, cpu_milli: int, memory_bytes: int) -> None:
         """What the CNM was last measured to use."""
         node = self.nodes[cnm]
-        node.view = replace(node.view, load_cpu_milli=cpu_milli, load_memory_bytes=memory_bytes)
+        view = node.view
+        if (cpu_milli, memory_bytes) == (view.load_cpu_milli, view.load_memory_bytes):
+            return
+        node.view = replace(view, load_cpu_milli=cpu_milli, load_memory_bytes=memory_bytes)
         self.touched.add(cnm)
 
     def set_headroom(
@@ -286,12 +294,14 @@ class AllocatorState:
         if units:
             self._count_pools(node, 1)
         self.touched.add(node.view.id)
-        self._where.setdefault(instance, set()).add(node.view.id)
+        self.changes += 1
+        places = {*self._where.get(instance, ()), node.view.id}
+        self._where[instance] = tuple(sorted(places))
         self._members.setdefault(constraints.workload, set()).add((instance, node.view.id))
 
     def release(self, instance: str, cnm: str | None = None) -> bool:
         """Take it back, from one CNM or from all; exactly what was given. False: it held none."""
-        places = self._where.get(instance, set())
+        places = self._where.get(instance, ())
         gone = [place for place in places if cnm in (None, place)]
         for place in gone:
             node = self.nodes[place]
@@ -299,12 +309,15 @@ class AllocatorState:
             workload = node.drop(instance).constraints.workload
             self._count_pools(node, 1)
             self.touched.add(place)
-            places.discard(place)
+            self.changes += 1
             members = self._members[workload]
             members.discard((instance, place))
             if not members:
                 del self._members[workload]
-        if not places:
+        left = tuple(place for place in places if place not in gone)
+        if left:
+            self._where[instance] = left
+        else:
             self._where.pop(instance, None)
         return bool(gone)
 
@@ -312,7 +325,7 @@ class AllocatorState:
         """Books of their own with the same content: what is asked of them changes nothing here."""
         twin = AllocatorState()
         twin.nodes = {cnm: node.copy() for cnm, node in self.nodes.items()}
-        twin._where = {instance: set(places) for instance, places in self._where.items()}
+        twin._where = dict(self._where)
         twin._members = {workload: set(pairs) for workload, pairs in self._members.items()}
         twin.mix, twin._tables = self.mix.copy(), self._tables
         twin.pool_free = dict(self.pool_free)
@@ -331,8 +344,6 @@ class AllocatorState:
                 twin.nodes[place] = self.nodes[place].copy()
                 workload = self.nodes[place].holds[instance].constraints.workload
                 twin._members[workload] = set(twin._members[workload])
-        if instance in twin._where:
-            twin._where[instance] = set(twin._where[instance])
         twin.release(instance, cnm)
         return twin
 
@@ -342,7 +353,7 @@ class AllocatorState:
             yield cnm, self.nodes[cnm].holds[instance].constraints
 
     def places(self, instance: str) -> tuple[str, ...]:
-        return tuple(sorted(self._where.get(instance, ())))
+        return self._where.get(instance, ())
 
     def hold_of(self, instance: str, cnm: str | None = None) -> Hold | None:
         """What it holds there; without a CNM, on the first in the order of ids."""

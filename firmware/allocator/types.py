@@ -135,6 +135,7 @@ class Constraints:
     spread: bool = False  # rather where fewer instances of this component are
     together: frozenset[str] = frozenset()  # components of this workload, on the same CNM
     companions: tuple[tuple[str, Demand], ...] = ()  # room for those of `together` that are to come
+    group: tuple[tuple[str, int], ...] = ()  # instances wanted of it and of those of `together`
     max_per_cnm: int = 0  # instances of this component; 0 is no limit
     exclude: frozenset[str] = frozenset()  # CNM ids
 

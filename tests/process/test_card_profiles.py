@@ -140,13 +140,17 @@ def test_an_out_of_memory_kill_raises_the_next_reservation(card: LocalCard) -> N
 
 def test_profiles_outlive_the_daemon(card: LocalCard) -> None:
     card.run_compose(eater("keep"), "keep")
-    before = learned(card, "keep")
+    learned(card, "keep")
     pid = int((card.run / "daemon.pid").read_text())
-    floor = f'"floor_bytes":{before["memory_floor_bytes"]}'.encode()
-    card.wait(
-        "it is on disk",
-        lambda: floor in b"".join(path.read_bytes() for path in card.state.glob("journal.db*")),
-    )
+
+    def on_disk() -> dict[str, Any] | None:
+        """The row whose floor the journal has; it may rise between two looks, and by a page."""
+        found = row(card, "keep")
+        floor = f'"floor_bytes":{found["memory_floor_bytes"]},'.encode()
+        stored = b"".join(path.read_bytes() for path in card.state.glob("journal.db*"))
+        return found if floor in stored else None
+
+    before = card.wait("its floor is on disk", on_disk, every_s=0.2)
     card.hang_up()
     os.kill(pid, signal.SIGKILL)
     card.wait("another daemon", lambda: (s := card.managing()) and s["daemon_pid"] != pid)

@@ -9,6 +9,7 @@ really runs; after `rm` nothing is left, and nobody holds more than before.
     APF_TEST_FAULTS=N as many faults
 """
 
+import json
 import os
 import random
 import shutil
@@ -28,6 +29,7 @@ from tests.process.fault_runtime import FlakyRuntime
 from tests.process.fault_site import Site
 from tests.process.fault_storm import Storm
 from tests.process.local_card import BUSYBOX, LocalCard, say
+from tools.errors import ToolError
 
 pytestmark = [
     pytest.mark.process,
@@ -41,6 +43,7 @@ SEED = int(os.environ.get("APF_TEST_SEED", "0")) or random.SystemRandom().randra
 FAULTS = int(os.environ.get("APF_TEST_FAULTS", "200"))
 GAP_S = (0.02, 0.5)
 FAULT_LIMIT_S = 1.5  # for each, on average
+EVENTS_SHOWN = 120
 CONVERGED_S = 60.0
 GONE_S = 15.0
 MIB = 1 << 20
@@ -134,7 +137,7 @@ def _converge(card: LocalCard) -> None:
     """Every process of the stack once, every module leased, all that is wanted runs."""
     card.apf("up", "--board", card.board)  # as whoever is called would: it may be down
     missing = _last(lambda: judge.not_whole(card), CONVERGED_S)
-    assert not missing, "\n".join([*missing, card.log_tail()])
+    assert not missing, "\n".join([*missing, _what_it_says(card), card.log_tail()])
     status = card.wait("all modules leased", card.managing, CONVERGED_S)
     if status["safe_mode"]:  # too many deaths at its start; its words say what ends it
         say("safe mode: down and up again")
@@ -145,6 +148,16 @@ def _converge(card: LocalCard) -> None:
     assert status["journal"]["failed"] is None
     traffic.settle(card, CONVERGED_S)
     card.wait("all of it runs", lambda: judge.settled(card, traffic.STEADY_INSTANCES), CONVERGED_S)
+
+
+def _what_it_says(card: LocalCard) -> str:
+    """Status, modules and last events in the daemon's own words, for a failure's message."""
+    card.hang_up()
+    try:
+        found = [card.status(), *card.cnms().values(), *card.events()[-EVENTS_SHOWN:]]
+    except ToolError as exc:
+        return str(exc)
+    return "\n".join(json.dumps(item) for item in found)
 
 
 def _judge_volume(card: LocalCard) -> None:

@@ -130,6 +130,22 @@ def test_a_supply_that_is_stuck_is_outwaited() -> None:
     assert world.call("status")["epoch"] == 2, "the wait was the fence"
 
 
+@pytest.mark.parametrize("off_s", [4, 7, 20])
+def test_a_supply_that_is_slower_than_any_deadline_is_looked_at_until_it_is_known(
+    off_s: int,
+) -> None:
+    world = running_world()
+    before = world.running()[WEB]
+    module = world.modules[before[0]]
+    module.slot.off_ns = off_s * SECOND
+    module.cut()
+    moved_within(world, before, LEASE_FENCE_S)
+    world.run_until(lambda: not module.slot.power_good, 2 * off_s)
+    module.cut(False)
+    world.run_until(lambda: world.lease(before[0]) is LeaseState.LEASED, 3 * off_s)
+    world.settle()
+
+
 def test_a_pulled_module_is_fenced_at_once_and_comes_back_when_inserted() -> None:
     world = running_world()
     before = world.running()[WEB]
@@ -288,6 +304,82 @@ def test_switched_off_by_a_person_a_module_is_emptied_by_the_fence_and_stays_off
     world.wait_leased(cnm)
 
 
+def test_switched_off_while_it_is_being_switched_on_a_module_ends_off() -> None:
+    world = running_world()
+    cnm = world.running()[WEB][0]
+    slot = world.modules[cnm].slot
+    slot.on_ns = 2 * SECOND
+    slot.lose_power()
+    world.run(0.8)
+    assert not slot.power_good, "it is on its way"
+    world.call("cnm.power", slot=slot.slot, action="off")
+    world.run(20)
+    assert not slot.power_good
+    assert world.lease(cnm) is LeaseState.FENCED
+    world.call("cnm.power", slot=slot.slot, action="on")
+    world.wait_leased(cnm)
+
+
+def test_switched_off_while_its_supply_is_stuck_a_module_is_not_used_and_goes_off_later() -> None:
+    world = running_world()
+    cnm = world.running()[WEB][0]
+    slot = world.modules[cnm].slot
+    slot.stuck_on = True
+    world.call("cnm.power", slot=slot.slot, action="off")
+    world.run(30)
+    assert slot.power_good
+    assert world.lease(cnm) is LeaseState.FENCED, "nothing new goes there"
+    assert world.where(WEB) not in (None, cnm)
+    slot.stuck_on = False
+    world.run(5)
+    assert not slot.power_good
+    world.call("cnm.power", slot=slot.slot, action="on")
+    world.wait_leased(cnm)
+
+
+def test_a_wish_to_be_off_is_carried_out_by_the_next_daemon() -> None:
+    world = running_world()
+    cnm = world.running()[WEB][0]
+    slot = world.modules[cnm].slot
+    slot.stuck_on = True
+    world.call("cnm.power", slot=slot.slot, action="off")
+    world.restart_daemon()
+    world.run(1)
+    slot.stuck_on = False
+    world.run_until(lambda: not slot.power_good, 30)
+    world.run_until(lambda: world.where(WEB) not in (None, cnm), 30)
+    world.run(10)
+    assert not slot.power_good
+
+
+@pytest.mark.parametrize("held_up_s", [0, 8])
+def test_a_supply_that_was_stuck_once_is_not_outwaited_the_next_time(held_up_s: int) -> None:
+    """The wait relies on the module's guard, which hangs here; its power can be cut again."""
+    world = running_world()
+    cnm = world.where(WEB)
+    assert cnm is not None
+    module = world.modules[cnm]
+    module.slot.stuck_on = True
+    module.cut()
+    world.run_until(lambda: world.where(WEB) not in (None, cnm), LEASE_FENCE_S)
+    module.slot.stuck_on = False
+    module.cut(False)
+    world.run_until(lambda: world.lease(cnm) is LeaseState.LEASED, 60)
+    world.settle()
+    world.migrate(WEB, cnm)
+    world.settle()
+    world.run(60)
+    assert world.where(WEB) == cnm
+    world.kernel.pause(module.init_node)
+    world.kernel.pause(module.agent_node)
+    if held_up_s:
+        world.run(0.1)
+        world.kernel.pause("daemon")
+        world.run(held_up_s)
+        world.kernel.resume("daemon")
+    world.run_until(lambda: world.where(WEB) not in (None, cnm), 30)
+
+
 def test_a_module_that_dies_again_and_again_is_switched_on_more_and_more_slowly() -> None:
     world = running_world()
     slot = world.modules["cnm3"].slot
@@ -327,3 +419,17 @@ def test_fenced_and_admitted_again_in_the_same_boot_is_granted_on_disk_anew() ->
     world.restart_daemon()
     world.settle()
     assert world.running() == before
+
+
+def test_a_heartbeat_that_the_link_repeats_is_no_sign_of_life() -> None:
+    world = running_world(fence=FenceKind.LEASE)
+    cnm = world.card.inventory.get("cnm0")
+    assert cnm is not None
+    world.run(1)
+    last = cnm.heartbeat
+    assert last is not None
+    world.modules["cnm0"].cut()
+    for _ in range(20):
+        world.card.fencing.on_heartbeat(cnm, last)
+        world.run(0.05)
+    assert world.lease("cnm0") is LeaseState.SUSPECT

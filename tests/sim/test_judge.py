@@ -5,7 +5,7 @@ Nothing of the firmware is changed here; what a bug of it would do to the world 
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -22,15 +22,17 @@ from protocol.apf import InstanceState
 from tools.sim.documents import component, workload
 from tools.sim.invariants.decided import DRAIN_KNOWN_NS
 from tools.sim.invariants.names import Invariant, Violation
-from tools.sim.invariants.obeyed import SETTLED_NS
+from tools.sim.invariants.obeyed import RECALLED_NS, SETTLED_NS
+from tools.sim.invariants.preempted import HOUR_NS
 from tools.sim.invariants.repeat import check_repeats
-from tools.sim.invariants.rest import RECOVERY_NS
+from tools.sim.invariants.rest import RECOVERY_NS, Rest
 from tools.sim.invariants.room import Room
 from tools.sim.invariants.spread import AFTER_NS
 from tools.sim.invariants.stored import Stored
 from tools.sim.invariants.told import SILENT_MOST
 from tools.sim.judge import LOOKS_A_PS
-from tools.sim.world import SECOND, World
+from tools.sim.run import run_seed
+from tools.sim.world import BOARD, DAEMON, SECOND, World
 
 WEB = "shop/web/0"
 
@@ -145,6 +147,48 @@ def test_what_was_killed_must_not_count_as_ended_by_itself() -> None:
     record["ending"] = {"failed": True, "status": 9, "text": "killed"}
     write(world, ("assignment", WEB, record))
     assert broken(world.judge.rest.why_not) == Invariant.LOST
+
+
+@pytest.mark.parametrize("attempts", [0, 2, 3])
+def test_what_failed_must_not_count_as_ended_while_it_has_attempts_left(attempts: int) -> None:
+    world = World(seed=6)
+    world.boot()
+    restart = {"policy": "on-failure", "max_attempts": 3}
+    world.submit(workload("shop", component(restart=restart)))
+    world.settle()
+    cnm = world.where(WEB)
+    assert cnm is not None
+    one = next(one for one in world.modules[cnm].slot.instances.values() if one.alive)
+    one.end(InstanceExit(reason=ExitReason.EXITED, status=1))
+    record = on_disk(world, "assignment", WEB)
+    ending = {"failed": True, "status": 1, "text": "exited with status 1"}
+    write(world, ("assignment", WEB, record | {"ending": ending, "attempts": attempts}))
+    if attempts < 3:
+        assert broken(world.judge.rest.why_not) == Invariant.LOST
+    else:
+        assert world.judge.rest.why_not() == ""
+
+
+def test_what_never_ran_must_not_count_as_ended(world: World) -> None:
+    record = on_disk(world, "assignment", WEB)
+    ending = {"failed": True, "status": 0, "text": "it could not be started"}
+    cnm = world.where(WEB)
+    assert cnm is not None
+    for one in world.modules[cnm].slot.instances.values():
+        if one.alive and one.spec.env["APF_INSTANCE"] == WEB:
+            one.power_lost()
+    world.judge._running.ended.clear()
+    write(world, ("assignment", WEB, record | {"ending": ending}))
+    assert broken(world.judge.rest.why_not) == Invariant.LOST
+
+
+def test_a_card_that_says_it_is_at_rest_while_its_modules_are_not_is_a_violation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Rest, "why_not", lambda _rest: "shop/web/0 does not run")
+    violation = run_seed(1, board="mock_4", hours=0.02).violation
+    assert violation is not None
+    assert "does not run" in violation.text
 
 
 def test_what_ends_by_itself_and_is_not_to_be_restarted_is_at_rest() -> None:
@@ -771,6 +815,69 @@ def test_a_violation_says_when_and_with_which_seed(world: World) -> None:
     assert caught.value.at_ns == world.kernel.now_ns
     assert caught.value.at_ns >= 1000 * MS
     assert caught.value.text.startswith("from ")
+
+
+def ranked(per_hour: int) -> World:
+    """A module full of what is low; what is high waits, and the daemon stops nobody for it."""
+    thresholds = replace(BOARD.thresholds, preemptions_per_hour=per_hour)
+    world = World(seed=6, slots=1, board=replace(BOARD, thresholds=thresholds))
+    world.boot()
+    world.card.preemptor.enabled = False
+    half = {"resources": {"cpu_milli": 4000, "memory_bytes": 1 << 20}}
+    for name, priority in (("low", 10), ("high", 80)):
+        world.submit(workload(name, component(replicas=2, priority=priority, **half)))
+        world.run(3)
+    return world
+
+
+def stop_for(world: World, victim: str, by: str) -> None:
+    """It gets to the disk that one is stopped for another."""
+    value = on_disk(world, "assignment", victim)
+    place = value["place"]
+    evict = {"by": by, "cnm": place["cnm"], "generation": place["generation"], "at_ms": 0}
+    write(world, ("assignment", victim, {**value, "evict": evict}))
+
+
+def test_what_is_stopped_for_its_equal_is_noticed(world: World) -> None:
+    assert broken(lambda: stop_for(world, WEB, "shop/web/1")) == Invariant.PREEMPTED
+
+
+def test_more_victims_than_an_hour_may_have_are_noticed() -> None:
+    world = ranked(1)
+    stop_for(world, "low/web/0", "high/web/0")
+    assert broken(lambda: stop_for(world, "low/web/1", "high/web/1")) == Invariant.PREEMPTED
+
+
+def test_the_budget_is_of_an_hour_of_the_daemons_clock() -> None:
+    world = ranked(1)
+    stop_for(world, "low/web/0", "high/web/0")
+    world.kernel.node(DAEMON).clock.skip(HOUR_NS)
+    stop_for(world, "low/web/1", "high/web/1")
+
+
+@pytest.mark.parametrize("late_ns", [SETTLED_NS, RECALLED_NS + SECOND])
+def test_a_stop_that_was_taken_back_may_come_late_and_not_for_ever(late_ns: int) -> None:
+    world = ranked(0)
+    value = on_disk(world, "assignment", "low/web/0")
+    evict = {"by": "high/web/0", "cnm": "cnm0", "generation": 0, "at_ms": 0}
+    write(world, ("assignment", "low/web/0", {**value, "evict": evict}))
+    world.run(late_ns / SECOND)
+    one = world.judge._running.alive("low/web/0")
+    assert one is not None
+    one.kill()
+    if late_ns >= RECALLED_NS:
+        assert broken(lambda: world.run(1)) == Invariant.SPREAD
+    else:
+        world.run(1)
+
+
+def test_what_waits_above_what_could_make_room_for_it_is_noticed() -> None:
+    world = ranked(2)
+    rest, above = world.judge.rest, world.judge.preempted.waits_above
+    waiting = ["high/web/0"]
+    assert broken(lambda: rest.waits_above_others(waiting, above)) == Invariant.ABOVE
+    off = ranked(0).judge
+    off.rest.waits_above_others(waiting, off.preempted.waits_above)
 
 
 def test_every_invariant_is_broken_by_a_test_here() -> None:

@@ -2,7 +2,11 @@
 
 import pytest
 
+from firmware import lease
+from tools.errors import BadUsage
+from tools.output import Output
 from tools.sim.leases import WITHOUT, prove, run_once
+from tools.sim.leases.command import prove_leases
 from tools.sim.leases.without import RUNS, Without
 
 SEEDS = 1_200  # `apf sim --lease-proof 1000000` is the long run
@@ -37,3 +41,9 @@ def test_a_seed_repeats_itself_event_by_event() -> None:
     first, again = run_once(77), run_once(77)
     assert (first.kernel.events, first.kernel.now) == (again.kernel.events, again.kernel.now)
     assert first.failovers == again.failovers
+
+
+def test_compiled_firmware_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "__file__", "lease.cpython-311.so")
+    with pytest.raises(BadUsage, match="does not allow: run it without the compiled modules"):
+        prove_leases(Output(as_json=True), 1, 1, 1, lambda _runs, _violations: None)

@@ -1,5 +1,6 @@
 """From power-on to RUNNING and to nothing left: a whole card on virtual time."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -67,6 +68,8 @@ def test_what_ended_leaves_its_room_to_what_waits_for_it(world: World) -> None:
         ("no", 3, 1, "FAILED"),
         ("on-failure", 0, 1, "STOPPED"),
         ("on-failure", 3, 4, "FAILED"),
+        ("always", 0, 4, "STOPPED"),
+        ("always", 3, 4, "FAILED"),
     ],
 )
 def test_what_ends_by_itself_follows_its_restart_policy(
@@ -219,3 +222,21 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
 
     assert trace(5) == trace(5)
     assert trace(5) != trace(6)
+
+
+def test_a_slot_that_gets_another_module_of_the_same_size_is_known_by_what_it_says(
+    world: World,
+) -> None:
+    module = world.modules["cnm3"]
+    module.slot.pull()
+    world.run(12)
+    other = replace(module.config.module, arch="riscv64", labels={"zone": "z"})
+    module.config = replace(module.config, module=other)
+    module.slot.insert()
+    world.wait_leased()
+    world.submit(workload("there", component(placement={"labels": {"zone": "z"}})))
+    world.wait_running("there/web/0")
+    assert world.where("there/web/0") == "cnm3"
+    world.submit(workload("here", component(replicas=3, placement={"labels": {"zone": "b"}})))
+    world.wait_running("here/web/0", "here/web/1", "here/web/2")
+    assert {world.where(f"here/web/{index}") for index in range(3)} == {"cnm2"}

@@ -1,5 +1,7 @@
 """Moves, drains and shedding: the data follows, nothing runs twice, and every end has an answer."""
 
+from typing import Any
+
 import pytest
 
 from firmware.board import load_board
@@ -229,6 +231,27 @@ def test_a_loaded_module_gives_one_component_away_and_then_rests() -> None:
     assert sum(found[0] == cnm for found in world.running().values()) == 5
 
 
+def test_a_loaded_module_keeps_what_shares_a_volume_and_gives_another_one_away() -> None:
+    world = World(seed=8)
+    world.kernel.behaviours.add("heavy", Behaviour(cpu_milli=3000))
+    world.kernel.behaviours.add("light", Behaviour(cpu_milli=1500))
+    world.boot()
+    cnm, *others = world.modules
+    for other in others:
+        world.call("cnm.drain", id=other)
+    for name, behaviour in (("one", "heavy"), ("two", "heavy"), ("three", "light")):
+        data = [volume()] if behaviour == "heavy" else []
+        world.submit(workload(name, component(argv=[behaviour], volumes=data)))
+        world.wait_running(f"{name}/web/0")
+    world.settle()
+    for other in others:
+        world.call("cnm.undrain", id=other)
+    world.modules[cnm].busy_milli = 7900
+    world.run(40)
+    there = {name: where[0] for name, where in world.running().items()}
+    assert there["one/web/0"] == there["two/web/0"] == cnm != there["three/web/0"]
+
+
 @pytest.mark.parametrize("after_ms", range(0, MOVE_MS, 15))
 def test_a_workload_removed_in_the_middle_of_a_move_leaves_nothing(after_ms: int) -> None:
     world = moving_world(seed=after_ms)
@@ -263,3 +286,43 @@ def test_a_module_that_comes_while_its_instance_is_being_moved_away_leaves_the_b
     world.run_until(lambda: DB not in card.decisions.pending)
     world.run(1)
     assert card.placer.state.places(DB) == deciding
+
+
+def test_a_move_that_is_decided_while_a_flush_ends_is_not_written_over() -> None:
+    """It ended, its volumes come home, and somebody asks for a move just then: the move is on its
+    way to the disk when the flush has its answer. It has an end, and the event says which."""
+    world = World(seed=9)
+    world.kernel.behaviours.add("job", Behaviour(runs_ns=3 * SECOND, exit_status=1))
+    world.boot()
+    world.import_image(image("app:latest", APP), [APP])
+    db = component("db", image="app", argv=["job"], volumes=[volume()])
+    world.submit(workload("shop", {**db, "restart": {"policy": "always"}}))
+    world.wait_running(DB)
+    volumes, moves = world.card.volumes, []
+    flush = volumes.flush
+
+    def flush_and_move(cnm: Any, instance: str, generation: int, names: Any, done: Any) -> None:
+        def done_as_a_move_is_decided(error: str) -> None:
+            if not moves:
+                moves.append(world.begin("instance.migrate", instance=DB, to=None))
+            done(error)
+
+        flush(cnm, instance, generation, names, done_as_a_move_is_decided)
+
+    volumes.flush = flush_and_move  # type: ignore[method-assign]
+    world.run(5)
+    assert "result" in moves[0][0]
+    codes = [str(event.code) for event in world.events if event.instance == DB]
+    assert codes.count("instance.migrating") == 1
+    assert codes.count("instance.migrated") + codes.count("instance.migration_failed") == 1
+    world.settle()
+
+
+def test_a_move_to_a_module_that_takes_nothing_says_why_that_one_does_not() -> None:
+    world = moving_world(seed=3)
+    other = next(cnm for cnm in sorted(world.modules) if cnm != world.where(DB))
+    world.call("cnm.drain", id=other)
+    with pytest.raises(RpcFailure) as refused:
+        world.migrate(DB, other)
+    assert "draining" in str(refused.value)
+    assert "volume" not in str(refused.value)

@@ -1,10 +1,14 @@
 """A plan is what a submit then does, and an explanation is what the card has done."""
 
 import random
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
+from firmware import placement_api
+from firmware.planning import Choice, choice_steps
+from hal.mock.instance import Behaviour
 from tools.sim.documents import component, volume, workload
 from tools.sim.world import RpcFailure, World
 
@@ -115,6 +119,20 @@ def test_a_name_that_is_taken_and_an_image_that_is_missing_are_said_beside_the_p
     assert [item["code"] for item in plan["refusals"]] == ["name_taken", "image_missing"]
 
 
+def test_what_no_module_can_ever_hold_is_said_beside_the_plan_in_the_words_of_the_refusal(
+    world: World,
+) -> None:
+    fits = component("a", resources={"cpu_milli": 8000, "memory_bytes": MIB})
+    never = component("b", resources={"cpu_milli": 8001, "memory_bytes": MIB})
+    assert world.call("workload.plan", workload=workload("w", fits))["refusals"] == []
+    plan = world.call("workload.plan", workload=workload("w", fits, never))
+    with pytest.raises(RpcFailure) as refused:
+        world.call("workload.submit", workload=workload("w", fits, never))
+    (said,) = plan["refusals"]
+    assert not plan["fits"]
+    assert (said["code"], said["text"]) == (refused.value.code, str(refused.value))
+
+
 def test_a_large_plan_lets_the_card_go_on_in_between(world: World) -> None:
     small = {"cpu_milli": 1, "memory_bytes": MIB}
     document = workload("many", component("a", replicas=200, resources=small))
@@ -132,6 +150,44 @@ def test_too_many_plans_at_once_are_refused(world: World) -> None:
     refused = [answer[0]["error"]["data"]["code"] for answer in answers if "error" in answer[0]]
     assert refused == ["too_many_plans"]
     assert world.call("workload.plan", workload=document)["fits"], "and then there is room again"
+
+
+def test_explanations_are_made_in_turns_and_a_few_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement_api, "STEPS_A_TURN", 1)  # four modules are few
+    world.submit(workload("shop"))
+    world.settle()
+    asked = [world.begin("instance.explain", instance="shop/web/0") for _ in range(5)]
+    assert [bool(answers) for answers in asked] == [False] * 4 + [True], "not in one turn"
+    assert asked[4][0]["error"]["data"]["code"] == "too_many_explanations"
+    world.run_until(lambda: all(asked), 10, "all answers")
+    assert all(answers[0]["result"]["best"] for answers in asked[:4])
+    assert world.call("instance.explain", instance="shop/web/0")["best"], "there is room again"
+
+
+def test_an_explanation_is_of_the_moment_in_which_it_was_asked_for(world: World) -> None:
+    world.submit(workload("shop"))
+    world.settle()
+    placer = world.card.placer
+    record = world.card.decisions.workloads["shop"].workload
+    question = (placer, "shop", record.components[0], "shop/web/0")
+    wanted = all_at_once(choice_steps(*question))
+    steps = choice_steps(*question)
+    next(steps)
+    world.remove("shop")
+    for cnm in world.modules:
+        world.call("cnm.drain", id=cnm)
+    assert all_at_once(steps) == wanted
+    assert all_at_once(choice_steps(*question)) != wanted
+
+
+def all_at_once(steps: Generator[None, None, Choice]) -> Choice:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -177,11 +233,42 @@ def test_what_shares_a_volume_is_told_where_the_volume_is_in_use(world: World) -
             assert one["remedies"][0]["kind"] == "volume"
 
 
+def test_what_has_ended_is_nowhere_and_waits_for_nothing(world: World) -> None:
+    world.kernel.behaviours.add("job", Behaviour(runs_ns=3_000_000_000))
+    world.submit(workload("shop", component("job", restart={"policy": "no"})))
+    world.run_until(lambda: world.ps()["shop/job/0"]["phase"] == "STOPPED", 10, "its end")
+    found = world.call("instance.explain", instance="shop/job/0")
+    assert (found["ended"], found["waits"], found["cnm"]) == ("exited with status 0", False, None)
+    assert [one["id"] for one in found["cnms"] if one["here"]] == []
+
+
 def test_nobody_is_explained_who_is_not_wanted(world: World) -> None:
     world.submit(workload("shop"))
-    for name in ("shop/web/1", "shop/db/0", "x/y/0", "nonsense"):
+    for name in ("shop/web/1", "shop/db/0", "x/y/0", "nonsense", "shop/web/00", "shop/web/٠"):
         with pytest.raises(RpcFailure, match="is wanted") as refused:
             world.call("instance.explain", instance=name)
+        assert refused.value.code == "unknown_instance"
+
+
+@pytest.mark.parametrize(
+    ("method", "nothing"), [("instance.migrate", "nothing to move"), ("instance.logs", "no log")]
+)
+def test_what_waits_for_its_first_place_is_known_and_has_nothing_yet(
+    world: World, method: str, nothing: str
+) -> None:
+    whole = {"cpu_milli": 8000, "memory_bytes": MIB}
+    world.submit(workload("full", component("a", replicas=5, resources=whole)))
+    world.run(5)
+    late = next(row for row in world.ps().values() if row["phase"] == "PENDING")
+    name = late["instance"]
+    assert f"`apf explain {name}`" in late["reason"]
+    assert "`pending`" in late["reason"]
+    with pytest.raises(RpcFailure, match=f"not placed yet: {nothing}; see `apf explain") as refused:
+        world.call(method, instance=name)
+    assert refused.value.code == "not_placed"
+    for name in ("full/a/5", "full/b/0", "x/y/0", "nonsense", f"{late['instance']}/0", "full/a/00"):
+        with pytest.raises(RpcFailure, match="there is no instance") as refused:
+            world.call(method, instance=name)
         assert refused.value.code == "unknown_instance"
 
 

@@ -20,6 +20,9 @@ KEPT = [  # (seed, hours, heartbeat_hz, faults)
     *((seed, 0.02, 10.0, "all") for seed in range(13, 17)),
     # a run of thousands of seeds found something in each of these
     (14, 0.25, 1.0, "all"),  # a profile that had rotted was left out, as it may be
+    (54, 0.25, 1.0, "all"),  # a stop that had been taken back lay in an agent that hung
+    (56, 0.25, 1.0, "all"),  # an hour of the budget is one of the daemon's clock
+    (316, 0.25, 1.0, "all"),  # room stayed promised to a job that had ended
     (493, 0.25, 1.0, "all"),  # at rest, room was made for what waited
     (633, 0.25, 1.0, "all"),  # what waits at its place for a pending component has its room
     (689, 0.25, 1.0, "all"),  # cancelled deadlines filled the timers' heap
@@ -33,6 +36,10 @@ KEPT = [  # (seed, hours, heartbeat_hz, faults)
     (2224, 0.25, 1.0, "all"),  # a submit whose sync failed may have been done
     (2477, 0.25, 1.0, "all"),  # the first report at rest told of a busy module
     (3544, 0.25, 1.0, "all"),  # a removal whose sync failed may have been done
+    # at rest, one moved for a drain that had been called off
+    *((seed, 0.25, 1.0, "all") for seed in (5647, 5954, 6518, 7724, 8733, 8817)),
+    # heartbeats that the link repeated kept a dead module alive
+    *((seed, 0.25, 1.0, "all") for seed in (7562, 9369)),
 ]
 PROGRAM = """
 from tools.sim.run import run_seed

@@ -1,9 +1,15 @@
 """Disks, windows and bulk data that fail: refused whole, said in words, and nothing is lost."""
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from firmware.inventory import Cnm
+from firmware.transfer import TransferError
+from firmware.volume_flush import VolumeFlush
+from hal.errors import Unavailable
 from hal.mock.instance import Behaviour
 from hal.mock.line_faults import LinePlan
 from tools.sim.documents import component, image, layer, volume, workload
@@ -145,6 +151,78 @@ def test_two_that_share_a_volume_are_on_one_module_and_both_bring_home_what_they
     assert row["files"] == 2
     assert "volume.flush_failed" not in world.codes()
     assert "volume.stale" not in world.codes()
+
+
+def two_that_share(world: World) -> dict[str, tuple[Cnm, int]]:
+    shared = {"volumes": [volume()], "placement": {"spread": True}}
+    world.submit(workload("shop", component("a", **shared), component("b", **shared)))
+    world.settle()
+    running = world.running()
+    found = {}
+    for name in ("shop/a/0", "shop/b/0"):
+        cnm = world.card.inventory.get(running[name][0])
+        assert cnm is not None
+        found[name] = (cnm, running[name][1])
+    return found
+
+
+def test_what_one_of_them_brought_home_later_is_not_undone_by_the_others_older_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is read before the second has written, and is slow to come home."""
+    both = two_that_share(world)
+    cnm, _ = both["shop/a/0"]
+    module, volumes = world.modules[cnm.id], world.card.volumes
+    module.write_volume("data", "old", b"1" * 64)
+    slow: list[Callable[[], None]] = []
+    pull_one = VolumeFlush._pull_one
+
+    def pull(
+        flush: VolumeFlush, digest: bytes, done: Callable[[TransferError | None], None]
+    ) -> None:
+        if flush._instance == "shop/a/0" and not slow:
+            slow.append(lambda: pull_one(flush, digest, done))
+        else:
+            pull_one(flush, digest, done)
+
+    monkeypatch.setattr(VolumeFlush, "_pull_one", pull)
+    answers: dict[str, str] = {}
+    for name, (where, generation) in both.items():
+        volumes.flush(where, name, generation, ["data"], partial(answers.__setitem__, name))
+        world.run_until(lambda: bool(slow), 5)
+        module.write_volume("data", "new", b"2")
+    world.run(2)
+    slow[0]()
+    world.run_until(lambda: len(answers) == 2, 10)
+    assert set(answers.values()) == {""}
+    (row,) = world.call("volume.list")
+    assert row["files"] == 2, "what was told to be safe is what counts"
+
+
+def test_a_store_that_can_not_be_asked_fails_the_flush_in_words(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = two_that_share(world)
+    cnm, generation = both["shop/a/0"]
+    world.modules[cnm.id].write_volume("data", "file", b"1" * 64)
+    volumes = world.card.volumes
+    has = volumes._blobs.has
+    for broken_at in (1, 2):
+        asked: list[bytes] = []
+
+        def fails(digest: bytes, at: int = broken_at, seen: list[bytes] = asked) -> int | None:
+            seen.append(digest)
+            if len(seen) >= at:
+                raise Unavailable("EIO")
+            return has(digest)
+
+        monkeypatch.setattr(volumes._blobs, "has", fails)
+        answers: list[str] = []
+        volumes.flush(cnm, "shop/a/0", generation, ["data"], answers.append)
+        world.run_until(lambda found=answers: bool(found), 10)  # type: ignore[misc]
+        assert "EIO" in answers[0]
+        monkeypatch.undo()
+    assert volumes.flushing == 0
 
 
 def test_those_who_share_a_volume_fail_over_together(world: World) -> None:

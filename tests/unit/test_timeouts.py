@@ -26,8 +26,8 @@ from firmware import (
     reconciler,
     sessions,
     signs_of_life,
-    storage,
     transfer_logs,
+    volume_flush,
 )
 from firmware.board import load_board
 from firmware.board_types import TIMING_LIMITS, Timing
@@ -290,10 +290,10 @@ CHAINS = (
     Chain(
         "a flush: the module's copy, all of it, the answer on the control socket",
         [
-            ("storage.POLL_NS", _ns(storage.POLL_NS)),
+            ("volume_flush.POLL_NS", _ns(volume_flush.POLL_NS)),
             ("endpoint.TIMEOUT_MS x ATTEMPTS", REQUEST_MS),
             ("cnm.volumes.DEADLINE_MS", cnm_volumes.DEADLINE_MS),
-            ("storage.FLUSH_DEADLINE_NS", _ns(storage.FLUSH_DEADLINE_NS)),
+            ("volume_flush.FLUSH_DEADLINE_NS", _ns(volume_flush.FLUSH_DEADLINE_NS)),
             ("control_connection.ANSWER_NS", _ns(control_connection.ANSWER_NS)),
         ],
     ),

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from tools.output import cell, human_bytes, human_cores, human_ms
-from tools.session import ApfCommand, ApfGroup, Session
+from tools.session import TIMEOUT_S, ApfCommand, ApfGroup, Session
 
 
 @click.group("cnm", cls=ApfGroup)
@@ -57,7 +57,9 @@ def cnm_show(session: Session, cnm: str) -> None:
 @cnm_group.command("power")
 @click.argument("action", type=click.Choice(["on", "off"]))
 @click.argument("slot", type=click.IntRange(0, 1023))
-@click.option("--timeout", "timeout_s", default=30, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout", "timeout_s", type=TIMEOUT_S, default=30, show_default=True, help="Seconds to wait."
+)
 @click.pass_obj
 def cnm_power(session: Session, action: str, slot: int, timeout_s: int) -> None:
     """Power of a slot. Off is hard: what runs there is lost and started elsewhere."""

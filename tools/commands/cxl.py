@@ -14,7 +14,7 @@ import click
 
 from tools.errors import BadUsage, CheckFailed, DeadlinePassed
 from tools.output import human_bytes
-from tools.session import ApfGroup, Session
+from tools.session import TIMEOUT_S, ApfGroup, Session
 
 SECOND_NS: Final = 1_000_000_000
 
@@ -70,7 +70,9 @@ def cxl_ls(session: Session) -> None:
     metavar="FILE",
     help="Write every call on the device's port there, as JSON lines.",
 )
-@click.option("--timeout", "timeout_s", default=20, show_default=True, help="Seconds for all.")
+@click.option(
+    "--timeout", "timeout_s", type=TIMEOUT_S, default=20, show_default=True, help="Seconds for all."
+)
 @click.pass_obj
 def cxl_show(session: Session, spec: str, record: Path | None, timeout_s: int) -> None:
     """Ask one device (cxl:mem0, cxl:0000:37:00.0, replay:FILE); 1 when it is not well."""

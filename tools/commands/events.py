@@ -1,22 +1,33 @@
 """`apf events`: the card's story, from its bounded ring."""
 
+from contextlib import closing
 from typing import Any, Final
 
 import click
 
+from tools.errors import BadUsage, DaemonUnreachable
 from tools.session import ApfCommand, Session
 
+SEQ_MOST: Final = 1 << 62  # as the daemon takes it
 QUIET_MS: Final = 300  # what is in the ring has come when nothing came for so long
 
 
 @click.command("events", cls=ApfCommand)
 @click.option("-f", "--follow", is_flag=True, help="Go on as they happen.")
-@click.option("--since", "since_seq", default=0, help="Only events after this number.")
+@click.option(
+    "--since",
+    "since_seq",
+    type=click.IntRange(0, SEQ_MOST),
+    default=0,
+    help="Only events after this number.",
+)
 @click.option("--last-crash", is_flag=True, help="What the daemon did before it last crashed.")
 @click.pass_obj
 def events_command(session: Session, follow: bool, since_seq: int, last_crash: bool) -> None:
     """What has happened on the card. With -f --json: one object a line."""
     if last_crash:
+        if follow or since_seq:
+            raise BadUsage("usage", "--last-crash is one look: it goes with neither -f nor --since")
         _show_crash(session)
         return
     events: list[dict[str, Any]] = []
@@ -44,9 +55,41 @@ def events_command(session: Session, follow: bool, since_seq: int, last_crash: b
 
 
 def _show_crash(session: Session) -> None:
-    with session.connect() as client:
-        crash = client.call("events.last_crash")
+    try:
+        with session.connect() as client:
+            crash = client.call("events.last_crash")
+    except DaemonUnreachable as exc:  # that is when one wants to know
+        crash = _kept_crash(session, exc)
     session.out.data("last_crash", crash, lambda: _print_crash(session, crash))
+
+
+def _kept_crash(session: Session, unreachable: DaemonUnreachable) -> dict[str, Any]:
+    """The newest dump that a daemon has kept. Raises `unreachable` where no dumps can be read."""
+    from firmware.app import CRASHES
+    from firmware.crash_store import CrashStore
+    from hal.errors import HalError
+    from hal.linux.files import LinuxFiles
+
+    folder = session.places.state / CRASHES
+    if not folder.is_dir():
+        raise unreachable
+    try:
+        with closing(LinuxFiles(folder)) as files:
+            store = CrashStore(files)
+            crash, kept = store.last(), store.count()
+    except HalError as exc:
+        raise unreachable from exc
+    if store.error:
+        raise unreachable
+    session.out.say(
+        f"the daemon can't be reached: this is what {folder} holds; a crash since the daemon's "
+        "last start is only written there at its next one"
+    )
+    return (
+        {"found": False, "kept": 0}
+        if crash is None
+        else {"found": True, "kept": kept, **crash.to_json()}
+    )
 
 
 def _print_crash(session: Session, crash: dict[str, Any]) -> None:

@@ -69,6 +69,9 @@ def _show(session: Session, found: Mapping[str, Any]) -> None:
         out.print(f"  its volume is in use on {', '.join(found['pinned_to'])}: only there")
     for line in _why(found):
         out.print(f"  {line}")
+    preemption = found.get("preemption")
+    if preemption:
+        out.print(f"  priority {preemption['priority']}: {preemption['text']}")
     rows = found["cnms"]
     names = _resources(rows)
     best = next((row for row in rows if row["rank"] == 1), None)

@@ -9,12 +9,12 @@ import click
 from tools.amounts import asked
 from tools.compose import load_compose
 from tools.errors import CheckFailed
-from tools.session import ApfCommand, Session
+from tools.session import ApfCommand, Session, not_empty
 
 
 @click.command("plan", cls=ApfCommand)
 @click.argument("file", type=click.Path())
-@click.option("--name", "--project-name", help="The workload's name.")
+@click.option("--name", "--project-name", callback=not_empty, help="The workload's name.")
 @click.option("--profile", "profiles", multiple=True, help="Switch a profile on.")
 @click.pass_obj
 def plan_command(session: Session, file: str, name: str | None, profiles: Sequence[str]) -> None:

@@ -6,13 +6,15 @@ import click
 
 from tools.errors import BadUsage, DaemonRefused
 from tools.output import cell, human_ms
-from tools.session import ApfCommand, Session
+from tools.session import TIMEOUT_S, ApfCommand, Session
 
 
 @click.command("up", cls=ApfCommand)
 @click.option("--board", default="local", show_default=True, help="A board's name or file.")
 @click.option("--foreground", is_flag=True, help="Stay; end with the daemon.")
-@click.option("--timeout", "timeout_s", default=30, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout", "timeout_s", type=TIMEOUT_S, default=30, show_default=True, help="Seconds to wait."
+)
 @click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -76,7 +78,9 @@ def _check_same(status: dict[str, object], board: str) -> None:
 
 
 @click.command("down", cls=ApfCommand)
-@click.option("--timeout", "timeout_s", default=30, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout", "timeout_s", type=TIMEOUT_S, default=30, show_default=True, help="Seconds to wait."
+)
 @click.pass_obj
 def down_command(session: Session, timeout_s: int) -> None:
     """Stop daemon and keeper, and with them the CNMs of the local board.

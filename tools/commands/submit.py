@@ -4,23 +4,32 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from firmware.workload import Component, Workload
 from tools.compose import load_compose
+from tools.errors import Interrupted, ToolError
 from tools.output import human_bytes, human_cores, is_tty
-from tools.session import ApfCommand, Session
+from tools.session import TIMEOUT_S, ApfCommand, Session, not_empty
 from tools.waiting import Instance, phases, wait_until_running
 
 
 @click.command("submit", cls=ApfCommand)
 @click.argument("file", type=click.Path())
-@click.option("--name", "--project-name", help="The workload's name.")
+@click.option("--name", "--project-name", callback=not_empty, help="The workload's name.")
 @click.option("--profile", "profiles", multiple=True, help="Switch a profile on.")
 @click.option("--dry-run", is_flag=True, help="Show the normal form; ask nobody.")
 @click.option("--wait", is_flag=True, help="Until every instance was seen to run.")
-@click.option("--timeout", "timeout_s", default=120, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=TIMEOUT_S,
+    default=120,
+    show_default=True,
+    help="Seconds to wait.",
+)
 @click.pass_obj
 def submit_command(
     session: Session,
@@ -47,17 +56,35 @@ def submit_command(
             warnings=warnings,
         )
         return
+    session.out.warn(warnings)  # now: they hold however this ends
+    try:
+        data = _submit(session, workload, timeout_s if wait else None)
+    except ToolError as exc:
+        exc.input_warnings = warnings
+        raise
+    words = f"{workload.name}: {'all instances run' if wait else 'submitted'}"
+    told = warnings if session.out.as_json else []
+    session.out.data("submit", data, lambda: session.out.say(words), warnings=told)
+
+
+def _submit(session: Session, workload: Workload, wait_s: int | None) -> dict[str, Any]:
+    name = workload.name
     with session.connect() as client:
         result = client.call("workload.submit", {"workload": workload.to_json()})
-        data = {"name": workload.name, "result": result}
-        if wait:
-            with _progress(session, workload.name) as tell:
-                instances = wait_until_running(
-                    client, workload.name, timeout_ms=timeout_s * 1000, tell=tell
-                )
-            data["instances"] = instances
-    words = f"{workload.name}: {'all instances run' if wait else 'submitted'}"
-    session.out.data("submit", data, lambda: session.out.say(words), warnings=warnings)
+        data = {"name": name, "result": result}
+        if wait_s is not None:
+            try:
+                with _progress(session, name) as tell:
+                    data["instances"] = wait_until_running(
+                        client, name, timeout_ms=wait_s * 1000, tell=tell
+                    )
+            except KeyboardInterrupt as exc:
+                raise Interrupted(
+                    "interrupted",
+                    f"interrupted; {name} stays submitted; `apf rm {name}` removes it",
+                    {"name": name},
+                ) from exc
+    return data
 
 
 def _show(session: Session, workload: Workload) -> None:

@@ -1,7 +1,7 @@
 """`apf top`: how full the card is, live."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 REFRESH_MS: Final = 1000
-ALL_CNMS: Final = 4096
+MOST_ROWS: Final = 4096  # as the daemon takes it: all modules
 FIXED_LINES: Final = 16  # of a screen: everything but the rows of modules and components
 BUSY_PERMILLE: Final = 900
+WORDS: Final = ("stranded", "takes none")  # columns that may be cut, by `_table`
+WORDS_LEAST: Final = 12
+GAP: Final = 2  # between columns
+KEPT: Final = 2  # columns that are shown on any terminal: what it is, and how it is
 
 
 @click.command("top", cls=ApfCommand)
 @click.option("--once", is_flag=True, help="One look; then end.")
-@click.option("--components", default=10, show_default=True, help="How many of the hottest.")
+@click.option(
+    "--components",
+    type=click.IntRange(0, MOST_ROWS),
+    default=10,
+    show_default=True,
+    help="How many of the hottest.",
+)
 @click.pass_obj
 def top_command(session: Session, once: bool, components: int) -> None:
     """Use, reservation, fragmentation and stranding of each resource; q or Ctrl-C ends it.
@@ -35,15 +45,16 @@ def top_command(session: Session, once: bool, components: int) -> None:
     """
     with session.connect() as client:
         if once or (not session.out.as_json and not is_tty(sys.stdout)):
-            found = _ask(client, ALL_CNMS, components)
-            session.out.data("top", found, lambda: session.out.console().print(_screen(found)))
+            found = _ask(client, MOST_ROWS, components)
+            console = session.out.console()
+            session.out.data("top", found, lambda: console.print(_screen(found, console.width)))
             return
         try:
             with waiting_for_quit() as wait:
                 if session.out.as_json:
-                    session.out.line(_ask(client, ALL_CNMS, components))
+                    session.out.line(_ask(client, MOST_ROWS, components))
                     while not wait(REFRESH_MS):
-                        session.out.line(_ask(client, ALL_CNMS, components))
+                        session.out.line(_ask(client, MOST_ROWS, components))
                 else:
                     _live(session, client, components, wait)
         except KeyboardInterrupt:
@@ -53,11 +64,14 @@ def top_command(session: Session, once: bool, components: int) -> None:
 def _live(session: Session, client: Client, components: int, wait: Any) -> None:
     from rich.live import Live
 
-    console = session.out.console()
+    console, tenants = session.out.console(), 0
 
     def look() -> "RenderableType":
-        rows = max(4, console.height - FIXED_LINES - components)
-        return _screen(_ask(client, rows, components))
+        nonlocal tenants
+        rows = max(4, console.height - FIXED_LINES - components - tenants)
+        found = _ask(client, rows, components)
+        tenants = len(found.get("tenants", ())) + 2 if found.get("tenants") else 0
+        return _screen(found, console.width)
 
     with Live(look(), console=console, screen=True, auto_refresh=False) as live:
         while not wait(REFRESH_MS):
@@ -69,57 +83,75 @@ def _ask(client: Client, cnms: int, components: int) -> dict[str, Any]:
     return found
 
 
-def _screen(found: Mapping[str, Any]) -> "RenderableType":
+def _screen(found: Mapping[str, Any], width: int) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
     waits = f", {found['pending']} wait for room" if found["pending"] else ""
+    left = found["cnms_known"] - len(found["cnms"])
     head = f"{found['at']}  {found['cnms_known']} modules, {found['instances']} instances{waits}"
     return Group(
         Text(head),
         Text(),
-        _resources(found),
+        _resources(found, width),
         Text(),
-        _cnms(found),
+        _cnms(found, width),
+        *((Text(f"and {left} less full"),) if left else ()),
         Text(),
-        _components(found),
+        _components(found, width),
+        *((Text(), _tenants(found, width)) if found.get("tenants") else ()),
     )
 
 
-def _table(*columns: str) -> Any:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> "RenderableType":
+    """As many of the columns, from the left, as `width` has room for without a cut in a name or a
+    figure; only the last one may be cut, where it is words."""
+    from rich.cells import cell_len
     from rich.table import Table
 
+    widths = [max(cell_len(str(row[at])) for row in [columns, *rows]) for at in range(len(columns))]
+    least = [
+        min(wide, WORDS_LEAST) if name in WORDS else wide
+        for name, wide in zip(columns, widths, strict=True)
+    ]
+    count = len(columns)
+    while count > KEPT and sum(widths[: count - 1]) + least[count - 1] + GAP * (count - 1) > width:
+        count -= 1
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for name in columns:
-        table.add_column(name.upper(), no_wrap=True)
+    for at, name in enumerate(columns[:count]):
+        needed = least if at == count - 1 else widths
+        table.add_column(name.upper(), no_wrap=True, min_width=needed[at])
+    for row in rows:
+        table.add_row(*row[:count])
     return table
 
 
-def _resources(found: Mapping[str, Any]) -> "RenderableType":
-    table = _table(
-        "resource", "total", "reserved", "", "used", "free", "largest", "stranded", "fragmented"
-    )
+def _resources(found: Mapping[str, Any], width: int) -> "RenderableType":
+    columns = ["resource", "total", "reserved", "", "used", "free", "largest", "stranded"]
+    rows = []
     for row in found["resources"]:
         if not row["total"]:
             continue
         unit, reserved = row["unit"], _permille(row["reserved"], row["total"])
-        table.add_row(
-            row["resource"],
-            amount(row["total"], unit),
-            f"{amount(row['reserved'], unit)} ({share(reserved)})",
-            _bar(reserved),
-            amount(row["used"], unit),
-            amount(row["free"], unit),
-            amount(row["largest_free"], unit),
-            amount(row["stranded"], unit),
-            share(row["fragmented_permille"]),
+        rows.append(
+            (
+                row["resource"],
+                amount(row["total"], unit),
+                f"{amount(row['reserved'], unit)} ({share(reserved)})",
+                _bar(reserved),
+                amount(row["used"], unit),
+                amount(row["free"], unit),
+                amount(row["largest_free"], unit),
+                amount(row["stranded"], unit),
+                share(row["fragmented_permille"]),
+            )
         )
-    return table  # type: ignore[no-any-return]
+    return _table([*columns, "fragmented"], rows, width)
 
 
-def _cnms(found: Mapping[str, Any]) -> "RenderableType":
+def _cnms(found: Mapping[str, Any], width: int) -> "RenderableType":
     there = [row["resource"] for row in found["resources"] if row["total"]]
-    table = _table("cnm", "state", "instances", *there, "stranded", "takes none")
+    rows = []
     for row in found["cnms"]:
         lines = {line["resource"]: line for line in row["resources"]}
         stranded = [
@@ -127,18 +159,17 @@ def _cnms(found: Mapping[str, Any]) -> "RenderableType":
             for name, line in lines.items()
             if line["stranded"]
         ]
-        table.add_row(
-            row["id"],
-            row["state"],
-            str(row["instances"]),
-            *(_filled(lines.get(name)) for name in there),
-            cell(stranded),
-            cell(row["takes_none"]),
+        rows.append(
+            (
+                row["id"],
+                row["state"],
+                str(row["instances"]),
+                *(_filled(lines.get(name)) for name in there),
+                cell(stranded),
+                cell(row["takes_none"]),
+            )
         )
-    left = found["cnms_known"] - len(found["cnms"])
-    if left:
-        table.add_row(f"and {left} less full")
-    return table  # type: ignore[no-any-return]
+    return _table(["cnm", "state", "instances", *there, "stranded", "takes none"], rows, width)
 
 
 def _filled(line: Mapping[str, Any] | None) -> Any:
@@ -154,10 +185,10 @@ def _filled(line: Mapping[str, Any] | None) -> Any:
     return Text(text, style="bold" if (reserved or 0) >= BUSY_PERMILLE else "")
 
 
-def _components(found: Mapping[str, Any]) -> "RenderableType":
-    table = _table("component", "instances", "cores", "reserved", "memory", "reserved")
-    for row in found["components"]:
-        table.add_row(
+def _components(found: Mapping[str, Any], width: int) -> "RenderableType":
+    columns = ["component", "instances", "cores", "reserved", "memory", "reserved"]
+    rows = [
+        (
             f"{row['workload']}/{row['component']}",
             str(row["instances"]),
             amount(row["cpu_milli"], "milli"),
@@ -165,7 +196,25 @@ def _components(found: Mapping[str, Any]) -> "RenderableType":
             amount(row["memory_bytes"], "bytes"),
             amount(row["reserved_memory_bytes"], "bytes"),
         )
-    return table  # type: ignore[no-any-return]
+        for row in found["components"]
+    ]
+    return _table(columns, rows, width)
+
+
+def _tenants(found: Mapping[str, Any], width: int) -> "RenderableType":
+    columns = ["tenant", "weight", "share", "of", "running", "waiting"]
+    rows = [
+        (
+            row["tenant"] or "(none)",
+            str(row["weight"]),
+            f"{row['share_percent']} %",
+            cell(row["resource"]),
+            str(row["running"]),
+            str(row["waiting"]),
+        )
+        for row in found["tenants"]
+    ]
+    return _table(columns, rows, width)
 
 
 def _bar(permille: int | None) -> Any:

@@ -3,7 +3,7 @@
 import click
 
 from tools.output import human_bytes, human_ms
-from tools.session import ApfGroup, Session
+from tools.session import TIMEOUT_S, ApfGroup, Session
 
 
 @click.group("volume", cls=ApfGroup)
@@ -34,7 +34,14 @@ def volume_ls(session: Session) -> None:
 
 @volume_group.command("flush")
 @click.argument("name")
-@click.option("--timeout", "timeout_s", default=120, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=TIMEOUT_S,
+    default=120,
+    show_default=True,
+    help="Seconds to wait.",
+)
 @click.pass_obj
 def volume_flush(session: Session, name: str, timeout_s: int) -> None:
     """Bring what a CNM has changed back to the card, now."""

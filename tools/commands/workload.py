@@ -10,11 +10,12 @@ import click
 from hal.linux.clock import LinuxClock
 from tools.client import Client
 from tools.output import human_ms
-from tools.session import ApfCommand, Session
+from tools.session import TIMEOUT_S, ApfCommand, Session, not_empty
 from tools.waiting import wait_until_gone
 
 LOG_READ_BYTES: Final = 256 << 10  # of one call; base64 of it stays below a MiB
 FOLLOW_POLL_MS: Final = 250
+OFFSET_MOST: Final = 1 << 62  # as the daemon takes it
 
 
 @click.command("ps", cls=ApfCommand)
@@ -39,7 +40,9 @@ def _row(item: dict[str, Any]) -> list[object]:
 @click.command("logs", cls=ApfCommand)
 @click.argument("instance")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the instance has ended.")
-@click.option("--offset", default=0, help="First byte to show.")
+@click.option(
+    "--offset", type=click.IntRange(0, OFFSET_MOST), default=0, help="First byte to show."
+)
 @click.pass_obj
 def logs_command(session: Session, instance: str, follow: bool, offset: int) -> None:
     """What an instance has written to stdout and stderr.
@@ -87,8 +90,10 @@ def _read(client: Client, instance: str, offset: int) -> dict[str, Any]:
 
 @click.command("rm", cls=ApfCommand)
 @click.argument("workload")
-@click.option("--wait", is_flag=True, help="Until nothing of it is left.")
-@click.option("--timeout", "timeout_s", default=60, show_default=True, help="Seconds to wait.")
+@click.option("--wait", is_flag=True, help="Until nothing of it is left and its name is free.")
+@click.option(
+    "--timeout", "timeout_s", type=TIMEOUT_S, default=60, show_default=True, help="Seconds to wait."
+)
 @click.pass_obj
 def rm_command(session: Session, workload: str, wait: bool, timeout_s: int) -> None:
     """Stop and remove a workload. Its volumes stay on the card."""
@@ -103,7 +108,9 @@ def rm_command(session: Session, workload: str, wait: bool, timeout_s: int) -> N
 
 @click.command("migrate", cls=ApfCommand)
 @click.argument("instance")
-@click.option("--to", "target", metavar="CNM", help="Where to; the best one without it.")
+@click.option(
+    "--to", "target", metavar="CNM", callback=not_empty, help="Where to; the best one without it."
+)
 @click.pass_obj
 def migrate_command(session: Session, instance: str, target: str | None) -> None:
     """Move an instance to another CNM."""

@@ -62,18 +62,24 @@ class _Open:
 def read_document(text: str, file: str) -> Node:
     """The file's single document; an empty file is an empty mapping. Raises ComposeError."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     if len(text.encode(errors="replace")) > MAX_FILE_BYTES:
         raise _error(file, 0, f"the file is larger than {MAX_FILE_BYTES} bytes")
+    return _Builder(file).build(_events(YAML(typ="safe", pure=True), text, file))
+
+
+def _events(yaml: Any, text: str, file: str) -> Iterator[Any]:
+    """What the library reads. It has a type for most errors; for the rest it asserts."""
+    from ruamel.yaml.error import MarkedYAMLError
+
     try:
-        return _Builder(file).build(YAML(typ="safe", pure=True).parse(text))
+        yield from yaml.parse(text)
     except MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         words = " ".join(part for part in (exc.context, exc.problem) if part)
         raise _error(file, mark.line + 1 if mark else 0, f"not YAML: {words}") from exc
-    except (YAMLError, RecursionError, ValueError) as exc:
-        words = " ".join(str(exc).split())[:300]
+    except Exception as exc:  # `%YAML 1.3` ends in an AssertionError, for one
+        words = " ".join(str(exc).split())[:300] or type(exc).__name__
         raise _error(file, 0, f"not YAML: {words}") from exc
 
 

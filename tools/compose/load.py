@@ -14,7 +14,7 @@ from tools.compose.envfile import EnvFileError, parse_env_file
 from tools.compose.extends import resolve_extends
 from tools.compose.grammar import DOCUMENT
 from tools.compose.interpolate import interpolate
-from tools.compose.project import Project, name_components, project_name
+from tools.compose.project import Project, file_wide, name_components, project_name
 from tools.compose.report import Finding, Report
 from tools.compose.service import read_service
 from tools.compose.shape import check
@@ -52,7 +52,13 @@ def load_compose(
     if not components:
         root.problem("no services" if not project.switched_off else "all services are switched off")
     report.raise_problems()
-    workload = _checked({"schema": SCHEMA, "name": project.name, "components": components}, project)
+    document = {
+        "schema": SCHEMA,
+        "name": project.name,
+        "components": components,
+        "tenant": project.tenant,
+    }
+    workload = _checked(document, project)
     return Normalised(workload=workload, warnings=tuple(report.warnings))
 
 
@@ -99,6 +105,7 @@ def _project(
     on = {*profiles, *filter(None, env.get("COMPOSE_PROFILES", "").split(","))}
     services = {key: at for key, at in every.items() if _is_on(at, on)}
     volumes = root.get("volumes")
+    tenant, priority = file_wide(root)
     project = Project(
         name=project_name(name, env, root, path),
         directory=path.parent,
@@ -107,6 +114,8 @@ def _project(
         services=services,
         switched_off=frozenset(every.keys() - services.keys()),
         volumes=dict(volumes.entries()) if volumes is not None else {},
+        tenant=tenant,
+        priority=priority,
     )
     for at in project.volumes.values():
         unsupported.warn_unsupported(at, unsupported.VOLUME)

@@ -11,6 +11,10 @@ from tools.compose.project import Project
 from tools.signals import signal_number
 
 _RESTART: Final = re.compile(r"(no|always|unless-stopped|on-failure)(?::([0-9]{1,6}))?")
+_NOT_OF_RESTART: Final = {
+    "delay": "the card has its own back-off",
+    "window": "each start again counts for max_attempts, however long it lasts",
+}
 _DEPLOY_RESTART: Final = {"none": "no", "on-failure": "on-failure", "any": "always"}
 
 
@@ -156,11 +160,11 @@ def read_restart(service: Cursor) -> dict[str, Any]:
 
 
 def _deploy_restart(at: Cursor) -> dict[str, Any]:
-    for key in ("delay", "window"):
+    for key, words in _NOT_OF_RESTART.items():
         below = at.get(key)
         if below is not None:
             below.duration_ms()
-            below.warn(f"unsupported_restart_{key}", "the card has its own back-off")
+            below.warn(f"unsupported_restart_{key}", words)
     condition, attempts = at.get("condition"), at.get("max_attempts")
     word = condition.text if condition is not None else "any"
     if condition is not None and word not in _DEPLOY_RESTART:

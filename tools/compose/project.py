@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from firmware.workload import NAME
+from firmware.workload import NAME, PRIORITY_MOST, PRIORITY_USUAL
 from tools.compose.cursor import Cursor
 from tools.compose.report import Report
+from tools.compose.shape import INTEGER_TEXT, TEXT, Table, check
 
 MAX_NAME_CHARS: Final = 41  # firmware.workload.NAME
 MAX_READ_BYTES: Final = 1 << 20  # of an env_file
+_X_APF: Final = Table(known={"tenant": TEXT, "priority": INTEGER_TEXT}, extensions=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,8 @@ class Project:
     switched_off: frozenset[str]  # those whose profiles are off
     volumes: Mapping[str, Cursor]  # declared at the top
     components: dict[str, str] = field(default_factory=dict)  # service -> component
+    tenant: str = ""
+    priority: int = PRIORITY_USUAL  # of services that name none
 
     def read_text(self, path: str) -> str:
         """A file that the Compose file names. Raises OSError, ValueError."""
@@ -37,6 +41,31 @@ class Project:
         if len(data) > MAX_READ_BYTES:
             raise ValueError(f"more than {MAX_READ_BYTES} bytes")
         return data.decode()
+
+
+def file_wide(root: Cursor) -> tuple[str, int]:
+    """The tenant and the usual priority that `x-apf` at the top of the file names."""
+    at = root.get("x-apf")
+    if at is None:
+        return "", PRIORITY_USUAL
+    before = len(root.report.problems)
+    check(_X_APF, at)
+    if len(root.report.problems) > before:
+        return "", PRIORITY_USUAL
+    tenant = at.get("tenant")
+    if tenant is not None and NAME.fullmatch(tenant.text) is None:
+        tenant.problem(f"wanted a name like [a-z0-9][a-z0-9_.-]{{0,40}}, found {tenant.shown()}")
+    priority = read_priority(at)
+    return (
+        tenant.text if tenant is not None else "",
+        priority if priority is not None else PRIORITY_USUAL,
+    )
+
+
+def read_priority(at: Cursor) -> int | None:
+    """The `priority` below `at`, if it names one."""
+    priority = at.get("priority")
+    return None if priority is None else priority.integer(low=0, high=PRIORITY_MOST)
 
 
 def card_name(name: str) -> str:

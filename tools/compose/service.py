@@ -3,7 +3,14 @@
 import posixpath
 from typing import Any, Final
 
-from firmware.workload import MAX_REPLICAS, NAME, RuntimeChoice, canonical_arch
+from firmware.workload import (
+    MAX_MBIT,
+    MAX_REPLICAS,
+    MAX_WINDOW_SLOTS,
+    NAME,
+    RuntimeChoice,
+    canonical_arch,
+)
 from tools.compose import unsupported
 from tools.compose.cursor import Cursor
 from tools.compose.mounts import read_mounts
@@ -14,7 +21,7 @@ from tools.compose.process import (
     read_restart,
     read_stop,
 )
-from tools.compose.project import Project
+from tools.compose.project import Project, read_priority
 from tools.compose.resources import read_placement, read_resources
 from tools.compose.shape import BOOL_TEXT, INTEGER_TEXT, TEXT, TEXTS, Named, Table, check
 
@@ -31,11 +38,20 @@ _X_APF: Final = Table(
         "spread": BOOL_TEXT,
         "max_per_cnm": INTEGER_TEXT,
         "nvme": INTEGER_TEXT,
+        "nvme_mbit": INTEGER_TEXT,
         "link_mbit": INTEGER_TEXT,
+        "window_slots": INTEGER_TEXT,
         "profile": TEXT,
+        "priority": INTEGER_TEXT,
     },
     extensions=False,
 )
+_AMOUNTS: Final = {
+    "max_per_cnm": MAX_REPLICAS,
+    "nvme_mbit": MAX_MBIT,
+    "link_mbit": MAX_MBIT,
+    "window_slots": MAX_WINDOW_SLOTS,
+}
 
 
 def read_service(name: str, service: Cursor, project: Project) -> dict[str, Any]:
@@ -72,6 +88,7 @@ def read_service(name: str, service: Cursor, project: Project) -> dict[str, Any]
         **read_stop(service),
         "read_only": read_only is not None and read_only.boolean(),
         "profile": extra["profile"],
+        "priority": project.priority if extra["priority"] is None else extra["priority"],
     }
 
 
@@ -176,8 +193,11 @@ def _x_apf(service: Cursor) -> dict[str, Any]:
         "spread": False,
         "max_per_cnm": 0,
         "nvme_bytes": 0,
+        "nvme_mbit": 0,
         "link_mbit": 0,
+        "window_slots": 0,
         "profile": "auto",
+        "priority": None,
     }
     at = service.get("x-apf")
     if at is None:
@@ -204,9 +224,10 @@ def _x_apf(service: Cursor) -> dict[str, Any]:
     )
     found["spread"] = spread is not None and spread.boolean()
     found["nvme_bytes"] = nvme.size_bytes() if nvme is not None else 0
-    for key, high in (("max_per_cnm", MAX_REPLICAS), ("link_mbit", 10_000_000)):
+    for key, high in _AMOUNTS.items():
         below = at.get(key)
         found[key] = below.integer(low=0, high=high) if below is not None else 0
+    found["priority"] = read_priority(at)
     return found
 
 

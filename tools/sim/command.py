@@ -37,7 +37,12 @@ BAR_AFTER_NS: Final = 2_000_000_000
 @click.option("--heartbeat-hz", type=float, default=1.0, show_default=True)
 @click.option("--faults", default="all", show_default=True, metavar="all|CLASS|ID,...")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write --replay's trace here.")
-@click.option("--replay", type=int, metavar="SEED", help="Run this one only, and say it in full.")
+@click.option(
+    "--replay",
+    type=click.IntRange(0),
+    metavar="SEED",
+    help="Run this one only, and say it in full.",
+)
 @click.option("--steps", metavar="N,...|none", help="Of --replay's plan, only these steps.")
 @click.option("--shrink/--no-shrink", "shrinks", default=True, help="Make violations shorter.")
 @click.option("--list-faults", is_flag=True, help="Print the catalogue, and run nothing.")
@@ -79,6 +84,15 @@ def sim_command(
     Each seed draws its own card, clocks, faults and tenants. Ends 1 when an invariant is broken;
     the report has the command that runs that seed again, bit by bit.
     """
+    asked_for = {
+        "--list-faults": list_faults,
+        "--lease-proof": lease_proof is not None,
+        "--crash-points": crash_points,
+        "--replay": replay is not None,
+    }
+    if sum(asked_for.values()) > 1:
+        words = " and ".join(name for name, given in asked_for.items() if given)
+        raise BadUsage("usage", f"{words}: each is a run of its own; give one of them")
     if list_faults:
         _list_faults(session.out)
         return 0

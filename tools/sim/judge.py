@@ -27,6 +27,7 @@ from tools.sim.invariants.decided import Decided
 from tools.sim.invariants.names import Invariant, Violation
 from tools.sim.invariants.obeyed import Obeyed
 from tools.sim.invariants.order import Order
+from tools.sim.invariants.preempted import Preempted
 from tools.sim.invariants.rest import Rest
 from tools.sim.invariants.room import Room
 from tools.sim.invariants.running import Running, Started, instance_of
@@ -66,6 +67,7 @@ class Judge:
         self.violation: Violation | None = None  # the first
         self.card: Callable[[], Any] = lambda: None  # the daemon's Card while one runs
         self.control: Callable[[], Any] = lambda: None  # and its control socket
+        self.daemon_ns: Callable[[], int] = lambda: kernel.now_ns  # by the daemon's clock
         self.modules: Mapping[str, Any] = {}  # SimModule by CNM
         room = {slot.id: Room.in_module(slot.module) for slot in board.slots}
         self.decided = Decided(kernel, components, room, self.fail)
@@ -88,6 +90,10 @@ class Judge:
             self.fail,
         )
         self.rest.on_rest = self._at_rest
+        self.preempted = Preempted(lambda: self.daemon_ns(), self.decided, board, self.fail)
+        self.decided.on_evict = lambda name, evict, moving: self.preempted.decided(
+            name, evict, moving=moving
+        )
         self.decided.on_again = self.rest.check_again
         self.starts: Sequence[Started] = self._running.starts
         self._order = Order(self.decided, self.fail)

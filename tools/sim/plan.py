@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Final
 
-from firmware.board_types import TIMING_LIMITS, Board, Slot, Timing
+from firmware.board_types import TIMING_LIMITS, Board, Slot, Thresholds, Timing
 from hal.ports import FenceKind
 from tools.sim.faults import CLASSES, Fault
 
@@ -96,6 +96,7 @@ class Plan:
     calm_ns: int  # how long the card is left alone, at rest, after each of them
     total_ns: int
     steps: tuple[Step, ...]
+    ranked: bool = False  # workloads have priorities, and tenants where the board knows some
 
 
 def at_rate(timing: Timing, heartbeat_hz: float) -> Timing:
@@ -140,10 +141,12 @@ def draw(
     style = rng.choices(list(STYLES), list(STYLES.values()))[0]
     safety_ns = int(total_ns * SAFETY_SHARE)
     rounds = rng.choice((1, 1, 2, 3))
+    ranked, thresholds, tenants = _ranks(seed, board)
     return Plan(
         seed=seed,
+        ranked=ranked,
         style=style,
-        board=replace(board, timing=timing, slots=slots),
+        board=replace(board, timing=timing, slots=slots, thresholds=thresholds, tenants=tenants),
         fences=_fences(rng, modules),
         rates_ppm=_rates(rng, modules, timing.clock_rate_ppm),
         sync_ns={name: rng.choice(SYNCS_NS) for name in ("card", *modules)},
@@ -156,6 +159,22 @@ def draw(
         total_ns=total_ns,
         steps=_steps(rng, style, safety_ns, [fault for fault in faults if fault.fits(board)]),
     )
+
+
+def _ranks(seed: int, board: Board) -> tuple[bool, Thresholds, Mapping[str, int] | None]:
+    """Whether what is submitted has priorities, how many may be stopped for others, and who shares
+    the card by weight. A stream of its own: everything else is drawn as it was without it."""
+    rng = random.Random(hashlib.sha256(f"{seed}/ranks".encode()).digest())  # noqa: S311  no key
+    if rng.random() < 0.4:
+        return False, board.thresholds, board.tenants
+    per_hour = rng.choice((0, 1, 8, 40, 40))
+    rest_ms = rng.choice((board.thresholds.rest_ms, 15_000))
+    room_ms = rng.choice((board.thresholds.room_ms, 1500))
+    tenants = rng.choice((None, None, {}, {"acme": 3, "zoo": 2}))
+    changed = replace(
+        board.thresholds, preemptions_per_hour=per_hour, rest_ms=rest_ms, room_ms=room_ms
+    )
+    return True, changed, tenants
 
 
 def _slots(rng: random.Random, board: Board) -> tuple[Slot, ...]:

@@ -4,9 +4,11 @@ what is removed leaves nothing behind."""
 from collections.abc import Mapping
 from typing import Any, Final
 
+from firmware.events import EventCode
 from firmware.lease import LeaseState
 from firmware.loop import MS
 from firmware.restarts import MOST_NS
+from tools.sim.invariants.preempted import RIPE_NS
 from tools.sim.invariants.room import Room
 from tools.sim.workloads import ENDS_BY_ITSELF, MAY_HAVE_ENDED, Tenants, kind_of
 from tools.sim.world import SECOND, RpcFailure, World, waits_for_pending
@@ -44,10 +46,16 @@ class Rest:
 
     def stay(self, span_ns: int) -> None:
         """What runs goes on as it is, all that time; but it may be moved to make room for what
-        waits, if that then runs. Raises Violation."""
+        waits, if that then runs, and be stopped for what is above it. Raises Violation."""
         before, waited = self._steady(), self._waiting()
+        stopped = self._stopped_for_others()
         self.world.kernel.run_for(span_ns)
         if self._steady() == before:
+            self._check_above(waited & self._waiting(), span_ns)
+            return
+        if self._stopped_for_others() > stopped:
+            self._within(self.world.unsettled, "at rest after some were stopped for others")
+            self.stay(span_ns)  # there are not many, and what runs is above what ran each time
             return
         if waited:
             self._within(self.world.unsettled, "at rest again")
@@ -57,6 +65,15 @@ class Rest:
             return
         changed = sorted(set(before.items()) ^ set(after.items()))
         self.world.judge.fail("rest without rest", f"nobody asked for it: {changed[:8]}")
+
+    def _stopped_for_others(self) -> int:
+        return sum(event.code == EventCode.INSTANCE_PREEMPTED for event in self.world.events)
+
+    def _check_above(self, waiting: set[str], span_ns: int) -> None:
+        """What has waited all that time, at rest, waits for nobody of a lower priority."""
+        judge = self.world.judge
+        if span_ns >= self.world.board.thresholds.room_ms * MS + RIPE_NS:
+            judge.rest.waits_above_others(waiting, judge.preempted.waits_above)
 
     def _waiting(self) -> set[str]:
         return {name for name, row in self.world.ps().items() if row["phase"] == "PENDING"}
@@ -110,6 +127,9 @@ class Rest:
 
     def _check_rest(self) -> None:
         """What is wanted runs, or has ended by itself, or waits for room that is not there."""
+        why = self.world.judge.rest.why_not()
+        if why:  # the card says that it is at rest: do its modules and its disk?
+            self.world.judge.fail("at rest, it says", why)
         rows = self.world.ps()
         for name, row in rows.items():
             if kind_of(name) in MAY_HAVE_ENDED | ENDS_BY_ITSELF or row["phase"] == "RUNNING":

@@ -146,7 +146,7 @@ class Run:
         self.kernel = self.world.kernel
         self.kernel.trace.sink = sink
         self.began_ns = self.kernel.now_ns
-        self.tenants = Tenants(self.world, plan.names, plan.most_replicas)
+        self.tenants = Tenants(self.world, plan.names, plan.most_replicas, ranked=plan.ranked)
         self.injector = Injector(self.world, haste=plan.haste)
         self.rest = Rest(self.world, self.tenants)
         self._steps = steps

@@ -29,6 +29,7 @@ BEHAVIOURS: Final = {
     "leaky": Behaviour(memory_growth_bytes_per_s=1 << 20),
 }
 STATEFUL_SHARE: Final = 0.4  # of the workloads that would have no data, and of the moves
+LARGE_SHARE: Final = 0.8  # of the components of a card whose workloads have priorities
 SMALL: Final = {"cpu_milli": 100, "memory_bytes": 32 << 20}
 ENDS_BY_ITSELF: Final = frozenset({"job", "bad", "flaky", "leaky"})  # component names
 MAY_HAVE_ENDED: Final = frozenset({"job", "bad"})
@@ -37,8 +38,12 @@ MAY_HAVE_ENDED: Final = frozenset({"job", "bad"})
 class Tenants:
     """Who uses the card. Each action takes its own draws; what the card refuses is no failure."""
 
-    def __init__(self, world: World, names: tuple[str, ...], most_replicas: int) -> None:
+    def __init__(
+        self, world: World, names: tuple[str, ...], most_replicas: int, *, ranked: bool = False
+    ) -> None:
+        """`ranked`: they have priorities, and tenants."""
         self.world = world
+        self._ranked = ranked
         self.names = names
         self.most_replicas = most_replicas
         self.actions: Mapping[str, Callable[[random.Random], None]] = {
@@ -72,6 +77,8 @@ class Tenants:
         """A workload of some name, unless that name is taken."""
         name = rng.choice(self.names)
         document = self._document(name, rng)
+        if self._ranked:
+            _rank(document, rng, min(s.module.cores_milli for s in self.world.board.slots))
         if self._answers and not self._known(name):
             self.world.know(document)
             self._ask("workload.submit", name, workload=document)
@@ -241,6 +248,20 @@ def _unknown(answer: Mapping[str, Any]) -> bool:
     """A sync failed under it: what was written may be there after a restart."""
     error = answer.get("error", {})
     return bool(error.get("data", {}).get("code") == "journal_failed")
+
+
+def _rank(document: dict[str, Any], rng: random.Random, cores_milli: int) -> None:
+    """Give it a tenant and its components priorities, and make some of them so large that they are
+    in each other's way on modules of `cores_milli`: the last that is drawn, so that the rest is as
+    it would be without."""
+    document["tenant"] = rng.choice(("", "acme", "zoo"))
+    usual = rng.choice((10, 50, 90))
+    for part in document["components"]:
+        part["priority"] = rng.choice((usual, usual, rng.randint(0, 100)))
+        if rng.random() < LARGE_SHARE:
+            quarters = rng.choice((1, 2, 3, 3))
+            wants = {**part["resources"], "cpu_milli": cores_milli * quarters // 4}
+            part["resources"] = wants
 
 
 def kind_of(instance: str) -> str:

@@ -57,7 +57,7 @@ PROGRAM: Final = "firmware.app"
 BOARD: Final = load_board("mock_4", run_dir="/run/apf")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # one connection is no other
 class Operator:
     """The caller of the control socket's methods: an admin who reads everything."""
 
@@ -105,6 +105,7 @@ class World:
         self.smbus = self._smbus()
         self.pcie = self._pcie()
         self.judge = Judge(self.kernel, self.disk, self.components, self.board)
+        self.judge.daemon_ns = self.kernel.node(DAEMON).clock.now_ns
         self.judge.card = lambda: self.card_or_none
         self.judge.control = lambda: self.control
         self.judge.modules = self.modules

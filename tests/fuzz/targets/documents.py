@@ -12,7 +12,7 @@ from firmware.cnm.spec import read_manifest, read_spec, write_manifest
 from firmware.fields import FieldError
 from firmware.image_manifest import Image, ImageError
 from firmware.keeper_config import plan_keeper
-from firmware.storage import VolumeError, manifest_digests
+from firmware.volume_manifest import VolumeError, manifest_digests
 from firmware.workload import Workload, WorkloadError
 from hal.errors import HalError, Refused
 from hal.local import wire

@@ -251,8 +251,9 @@ def _client_acts(
         if reader.byte() > 250:
             wire.ended = True
     elif action == 9:
-        wire.fds = [1000 + n for n in range(reader.byte() % 4)]
-        wire.given += len(wire.fds)
+        more = [1000 + n for n in range(reader.byte() % 4)]
+        wire.fds += more  # those before them may not have been read
+        wire.given += len(more)
     for _ in range(4):
         if client.closed or wire.handle not in server.reactor.watches:
             break

@@ -164,6 +164,24 @@ BAD = {
         6,
         "thresholds.cpu_low_percent",
     ),
+    "more preemptions than there may be": (
+        "[slot_default]",
+        "[thresholds]\npreemptions_per_hour = 1001\n[slot_default]",
+        6,
+        "thresholds.preemptions_per_hour",
+    ),
+    "a tenant without weight": (
+        "[slot_default]",
+        "[tenants]\nacme = 0\n[slot_default]",
+        6,
+        "tenants.acme",
+    ),
+    "a tenant without a name": (
+        "[slot_default]",
+        "[tenants]\nAcme = 1\n[slot_default]",
+        6,
+        "tenants.Acme",
+    ),
     "broken TOML": ("[slot_default]", "[slot_default", 5, "(file)"),
 }
 
@@ -182,6 +200,14 @@ def test_an_unknown_key_names_the_nearest_one(board):
     error = refusal(board(GOOD.replace("cores_milli", "core_milli")))
     assert "core_milli" in str(error)
     assert "cores_milli" in str(error)
+
+
+def test_tenants_are_told_apart_only_where_a_board_names_them(board):
+    assert load_board(board(GOOD), run_dir=RUN).tenants is None
+    assert load_board(board(GOOD + "\n[tenants]\n"), run_dir=RUN).tenants == {}
+    named = board(GOOD + "\n[tenants]\nzoo = 1\nacme = 3\n")
+    assert load_board(named, run_dir=RUN).tenants == {"acme": 3, "zoo": 1}
+    assert load_board(named, run_dir=RUN).thresholds.preemptions_per_hour == 0
 
 
 def test_no_slots_is_refused(board):

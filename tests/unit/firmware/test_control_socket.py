@@ -203,6 +203,18 @@ def test_the_connection_after_the_last_is_told_and_closed(rig: Rig) -> None:
     assert words(drain(late)) == ["in"]
 
 
+def test_whoever_may_only_look_leaves_connections_for_the_administrator(rig: Rig) -> None:
+    rig.control._roles = rpc.RolePolicy(admin_uids=frozenset())
+    for _ in range(cs.MAX_CONNECTIONS - cs.ADMIN_CONNECTIONS):
+        rig.connect()
+    assert words(drain(rig.connect())) == ["too_many_connections", "<end>"]
+    rig.control._roles = rig.roles
+    for _ in range(cs.ADMIN_CONNECTIONS):
+        rig.connect()
+    assert rig.control.connections == cs.MAX_CONNECTIONS
+    assert words(drain(rig.connect())) == ["too_many_connections", "<end>"]
+
+
 def test_a_half_request_times_out_and_a_whole_one_does_not(rig: Rig) -> None:
     half, idle = rig.connect(), rig.connect()
     half.sendall(b'{"jsonrpc"')
@@ -277,6 +289,18 @@ def test_an_answer_for_somebody_who_left_is_dropped(rig: Rig) -> None:
     client.close()
     rig.pump()
     rig.open[0].complete("nobody hears")
+    assert rig.control.connections == 0
+
+
+def test_who_left_a_notification_whose_end_came_later_keeps_no_place(rig: Rig) -> None:
+    client = rig.connect()
+    client.sendall(b'{"jsonrpc": "2.0", "method": "later"}\n')
+    rig.pump()
+    client.close()
+    rig.pump()
+    assert rig.control.connections == 1, "it may have asked for something else as well"
+    rig.open[0].complete("to nobody")
+    rig.reactor.advance(2 * SECOND)
     assert rig.control.connections == 0
 
 

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware import decide as steps
-from firmware.assignments import Assignment, Ending, Place
-from firmware.decide import LIVE, Seen, Sight, decide
+from firmware.assignments import Assignment, Ending, Eviction, Place
+from firmware.decide import DEAD, LIVE, Seen, Sight, decide
 from firmware.workload import Component, Workload
 from protocol.apf import ExitReason, InstanceState, InstanceStatus
 
 NAME = "shop/web/0"
 
 
-def component(restart: str = "no", volumes: int = 0) -> Component:
+def component(restart: str = "no", volumes: int = 0, most: int = 0) -> Component:
     document = {
         "schema": "apf-workload/1",
         "name": "shop",
@@ -23,7 +23,7 @@ def component(restart: str = "no", volumes: int = 0) -> Component:
             {
                 "name": "web",
                 "image": "busybox",
-                "restart": {"policy": restart},
+                "restart": {"policy": restart, "max_attempts": most},
                 "volumes": [{"name": f"v{n}", "target": f"/v{n}"} for n in range(volumes)],
             }
         ],
@@ -84,14 +84,14 @@ ENDED = Ending(failed=False, status=0, text="exited with status 0")
             component("always"),
             assigned(HERE),
             current(status(InstanceState.EXITED, exit_reason=ExitReason.EXITED)),
-            steps.Again(),
+            steps.Again(attempt=True),
             id="restart always",
         ),
         pytest.param(
             component("on-failure"),
             assigned(HERE),
             current(status(InstanceState.EXITED, exit_reason=ExitReason.EXITED, exit_status=3)),
-            steps.Again(),
+            steps.Again(attempt=True),
             id="on-failure, failed",
         ),
         pytest.param(
@@ -119,7 +119,14 @@ ENDED = Ending(failed=False, status=0, text="exited with status 0")
             component("no"),
             assigned(HERE),
             current(status(InstanceState.FAILED, text="start failed: no such file")),
-            steps.End(ending=Ending(failed=True, status=0, text="start failed: no such file")),
+            steps.End(
+                ending=Ending(
+                    failed=True,
+                    status=0,
+                    text="start failed: no such file",
+                    reason=ExitReason.NONE,
+                )
+            ),
             id="never started, and not to be tried again",
         ),
         pytest.param(
@@ -189,6 +196,28 @@ def test_an_end_without_restart_is_written_down_with_its_status() -> None:
     found = status(InstanceState.EXITED, exit_reason=ExitReason.EXITED, exit_status=7)
     action = decide(component("no"), assigned(HERE), current(found), None)
     assert action == steps.End(ending=Ending(failed=True, status=7, text="exited with status 7"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "number", "exit_status", "signal"),
+    [
+        (ExitReason.EXITED, 0, 0, None),
+        (ExitReason.SIGNALED, 9, None, 9),
+        (ExitReason.OOM_KILLED, 9, None, None),
+        (ExitReason.NONE, 0, None, None),
+    ],
+)
+def test_only_what_exited_has_an_exit_status_also_after_a_restart(
+    reason: ExitReason, number: int, exit_status: int | None, signal: int | None
+) -> None:
+    ending = Ending(failed=True, status=number, text="", reason=reason)
+    kept = Ending.from_json(ending.to_json())
+    assert (kept.exit_status, kept.signal) == (exit_status, signal)
+
+
+def test_an_ending_of_an_old_journal_is_read_as_it_was_written() -> None:
+    kept = Ending.from_json({"failed": True, "status": 3, "text": "exited with status 3"})
+    assert (kept.exit_status, kept.signal) == (3, None)
 
 
 def test_gates_hold_a_prepared_instance_back_and_say_why() -> None:
@@ -263,6 +292,87 @@ def test_at_the_target_of_a_deleted_move_the_dead_are_removed_and_the_prepared_a
         )
 
 
+# --- stopped for another instance ---
+
+
+def evicted(place: Place = HERE, **changes: object) -> Assignment:
+    evict = Eviction(by="high/web/0", cnm=place.cnm, generation=place.generation, at_ms=1)
+    return assigned(place, evict=evict, **changes)
+
+
+@pytest.mark.parametrize("restart", ["no", "always", "on-failure", "unless-stopped"])
+def test_what_is_stopped_for_another_gives_its_place_up_whatever_its_policy_says(
+    restart: str,
+) -> None:
+    want = component(restart)
+    for state in (InstanceState.STARTING, InstanceState.RUNNING, InstanceState.PREPARED):
+        stop = steps.Stop(place=HERE, generation=1)
+        assert decide(want, evicted(), current(status(state)), None, ["waits"]) == stop
+    stopping = decide(want, evicted(), current(status(InstanceState.STOPPING)), None)
+    assert isinstance(stopping, steps.Wait)
+    stopped = current(status(InstanceState.STOPPED, **KILLED))
+    assert decide(want, evicted(restarts=3, attempts=1), stopped, None) == steps.Vacate(
+        restarts=3, attempts=1
+    )
+
+
+def test_its_data_comes_home_before_the_place_is_given_up() -> None:
+    want, stopped = component(volumes=1), current(status(InstanceState.STOPPED, **KILLED))
+    one = evicted(volumes=("v0",))
+    assert decide(want, one, stopped, None) == steps.Flush(place=HERE)
+    assert decide(want, replace(one, flushed=1), stopped, None) == steps.Vacate(
+        restarts=0, attempts=0
+    )
+
+
+def test_what_has_ended_by_itself_before_it_was_stopped_is_over_as_its_policy_says() -> None:
+    done = current(status(InstanceState.EXITED, exit_reason=ExitReason.EXITED))
+    assert isinstance(decide(component("no"), evicted(), done, None), steps.End)
+    vacate = steps.Vacate(restarts=2, attempts=1)
+    assert decide(component("always"), evicted(restarts=1), done, None) == vacate
+
+
+def test_a_module_that_dies_meanwhile_or_is_not_heard_changes_nothing_of_the_rules() -> None:
+    assert decide(component(), evicted(), GONE, None) == steps.Release()
+    assert isinstance(decide(component(), evicted(), UNSURE, None), steps.Wait)
+    assert decide(None, evicted(), GONE, None) == steps.Forget()
+
+
+def test_an_eviction_is_of_one_generation_and_can_be_taken_back() -> None:
+    running = current(status(InstanceState.RUNNING, 5))
+    past = replace(evicted(HERE), place=at("cnm0", 5))
+    assert decide(component(), past, running, None) == steps.Wait()
+    back = replace(evicted(HERE), evict=replace(evicted(HERE).evict, generation=0))
+    stopped = current(status(InstanceState.STOPPED, **KILLED))
+    assert decide(component(), back, stopped, None) == steps.Again()
+
+
+# --- how often ---
+
+
+@pytest.mark.parametrize("policy", ["on-failure", "always", "unless-stopped"])
+def test_a_policy_allows_so_many_attempts_and_no_more(policy: str) -> None:
+    want = component(policy, most=2)
+    failed = status(InstanceState.EXITED, exit_reason=ExitReason.EXITED, exit_status=3)
+    left = assigned(HERE, restarts=9, attempts=1)
+    spent = assigned(HERE, restarts=9, attempts=2)
+    assert decide(want, left, current(failed), None) == steps.Again(attempt=True)
+    ended = decide(want, spent, current(failed), None)
+    assert isinstance(ended, steps.End)
+    assert ended.ending.failed
+    done = replace(failed, exit_status=0)
+    ended = decide(want, spent, current(done), None)
+    assert isinstance(ended, steps.End)
+    assert not ended.ending.failed
+
+
+def test_what_others_ended_is_started_again_with_no_attempt_left() -> None:
+    spent = assigned(HERE, attempts=2)
+    for state in (InstanceState.STOPPED, InstanceState.FAILED):
+        stopped = current(status(state, text="lease expired", **KILLED))
+        assert decide(component("on-failure", most=2), spent, stopped, None) == steps.Again()
+
+
 # --- a model: two modules that do what they are told, sometimes late, and may die ---
 
 
@@ -311,8 +421,13 @@ class Model:
                 )
             case steps.Release():
                 self.assignment = replace(a, place=self.place("cnm1"), target=None)
-            case steps.Again():
-                self.assignment = replace(a, place=self.place(a.place.cnm), restarts=a.restarts + 1)
+            case steps.Again(attempt=attempt):
+                self.assignment = replace(
+                    a,
+                    place=self.place(a.place.cnm),
+                    restarts=a.restarts + 1,
+                    attempts=a.attempts + attempt,
+                )
             case steps.Stage(place=place):
                 old = self.there.get(place.cnm)
                 assert old is None or old.state not in LIVE
@@ -338,6 +453,12 @@ class Model:
                 self.assignment = replace(a, place=target, target=None)
             case steps.CancelMove():
                 self.assignment = replace(a, target=None)
+            case steps.Vacate(restarts=restarts, attempts=attempts):
+                found = self.there[a.place.cnm]
+                assert found.state in DEAD
+                assert found.generation == a.place.generation  # and so it is buried (9a)
+                assert not a.volumes or a.flushed == found.generation or not was_running(found)
+                self.assignment = replace(a, place=None, restarts=restarts, attempts=attempts)
 
     def sweep(self) -> None:
         """What the reconciler's sweeper does with leftovers (rule 11)."""
@@ -360,8 +481,15 @@ class Model:
 
 
 EVENTS = st.sampled_from(
-    ["step", "step", "step", "mute0", "hear", "reboot0", "reboot1", "move", "exit", "delete"]
+    [
+        *("step", "step", "step", "mute0", "hear", "reboot0", "reboot1", "move", "exit", "delete"),
+        *("evict", "take back"),
+    ]
 )
+
+
+def was_running(found: InstanceStatus) -> bool:
+    return found.exit_reason != ExitReason.NONE
 
 
 @settings(max_examples=300, deadline=None)
@@ -392,6 +520,12 @@ def test_whatever_happens_it_never_runs_twice_and_ends_where_it_should(
                             found.generation,
                             exit_reason=ExitReason.EXITED,
                         )
+            case "evict" if a and a.place and not a.target and not a.ending:
+                generation = a.place.generation
+                evict = Eviction(by="x/y/0", cnm=a.place.cnm, generation=generation, at_ms=0)
+                model.assignment = replace(a, evict=evict)
+            case "take back" if a and a.evict:
+                model.assignment = replace(a, evict=replace(a.evict, generation=0))
             case "delete":
                 model.want = None
     model.heard = dict.fromkeys(model.heard, True)

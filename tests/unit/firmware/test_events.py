@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware.events import (
+    EVENTS_A_TURN,
     MAX_SUBSCRIPTIONS,
     RATE_BURST,
     Event,
@@ -125,6 +126,37 @@ def test_a_reader_that_emits_while_it_reads_gets_each_event_once() -> None:
     assert log.subscribe(None, deliver) is not None
     log.emit(EventCode.CNM_POWER)
     assert heard == [1, 2, 3, 4, 5]
+
+
+def test_a_reader_far_behind_gets_a_few_events_a_turn_and_in_the_end_all_once() -> None:
+    reactor, log = make()
+    for n in range(10 * EVENTS_A_TURN):
+        log.emit(EventCode.CNM_POWER, str(n), cnm=str(n))
+        reactor.advance(100_000_000)
+    got: list[int] = []
+    reader = log.subscribe(0, lambda event: got.append(event.seq) is None)
+    assert reader is not None
+    reader.pump()
+    assert len(got) == EVENTS_A_TURN
+    log.emit(EventCode.CNM_POWER, "one more")
+    reader.pump()
+    assert len(got) == EVENTS_A_TURN, "whoever else comes along has this turn too"
+    reactor.advance(0)
+    assert got == list(range(1, log.next_seq))
+
+
+def test_a_reader_that_left_gets_no_more_of_what_was_put_off() -> None:
+    reactor, log = make()
+    for n in range(2 * EVENTS_A_TURN):
+        log.emit(EventCode.CNM_POWER, str(n))
+        reactor.advance(100_000_000)
+    got: list[int] = []
+    reader = log.subscribe(0, lambda event: got.append(event.seq) is None)
+    assert reader is not None
+    reader.pump()
+    reader.close()
+    reactor.advance(0)
+    assert len(got) == EVENTS_A_TURN
 
 
 def test_subscriptions_have_a_bound() -> None:

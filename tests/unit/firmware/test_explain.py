@@ -19,7 +19,13 @@ from firmware.allocator import (
     place,
     select_cnms,
 )
-from firmware.allocator.explain import Explanation, Verdict, explain
+from firmware.allocator.explain import (
+    CNMS_A_STEP,
+    Explanation,
+    Verdict,
+    explain,
+    explain_steps,
+)
 from firmware.allocator.score import CRITERIA
 from firmware.allocator.types import DIMENSIONS
 
@@ -329,3 +335,14 @@ def test_books_without_an_instance_equal_a_release_on_a_copy(seed: int) -> None:
             assert explain(state.without(instance), demand, wanted) == explain(
                 fewer, demand, wanted
             )
+
+
+def test_an_explanation_of_a_large_card_is_made_in_small_steps() -> None:
+    state = AllocatorState()
+    for number in range(320):
+        capacity = Capacity(cpu_milli=1000 * (1 + number % 2), memory_bytes=GIB)
+        state.add_cnm(CnmView(id=f"m{number:03}", arch="arm64", capacity=capacity, labels={}))
+    question = state, Demand(cpu_milli=2000), Constraints()
+    count = sum(1 for _ in explain_steps(*question))
+    assert count == 2 * 320 // CNMS_A_STEP
+    assert len(explain(*question).verdicts) == 320

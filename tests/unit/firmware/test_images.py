@@ -1,7 +1,7 @@
 """firmware.images: an image is there whole, or not at all."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +12,12 @@ from firmware import images as im
 from firmware import rpc
 from firmware.events import EventLog
 from firmware.journal import Journal, Kind
-from hal.errors import HalError, Refused, StoreFull
+from firmware.volume_manifest import VolumeError
+from hal.errors import HalError, Refused, StoreFull, Unavailable
 from hal.ports import Done
 from tests.unit.firmware.fake_reactor import FakeReactor
 from tests.unit.firmware.test_journal import SlowStore
+from tests.unit.firmware.test_rpc import FakeCaller
 from tests.unit.firmware.test_rpc import Rig as RpcRig
 
 
@@ -47,8 +49,8 @@ class FakeBlobs:
     def drop(self, digest: bytes) -> None:
         self.held.pop(digest, None)
 
-    def digests(self) -> Sequence[bytes]:
-        return sorted(self.held)
+    def digests(self, first: int | None = None) -> Sequence[bytes]:
+        return sorted(digest for digest in self.held if first in (None, digest[0]))
 
 
 def sha(data: bytes) -> str:
@@ -66,9 +68,27 @@ def manifest(ref: str, *layers: bytes, **more: object) -> dict[str, Any]:
     }
 
 
+class Client(FakeCaller):
+    """Its connection ends when the test says so."""
+
+    __hash__ = None  # type: ignore[assignment]  # callers are told apart by what they are, not hashed
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closers: list[Callable[[], None]] = []
+
+    def on_close(self, call: Callable[[], None]) -> None:
+        self.closers.append(call)
+
+    def close(self) -> None:
+        for call in self.closers:
+            call()
+
+
 class Rig(RpcRig):
     def __init__(self) -> None:
         super().__init__()
+        self.client = self.caller = Client()
         self.blobs = FakeBlobs()
         self.disk = SlowStore()
         self.users: dict[str, list[str]] = {}
@@ -81,17 +101,25 @@ class Rig(RpcRig):
         self.journal = Journal(self.disk)
         self.journal.load()
         self.events = EventLog(reactor, lambda: 0)
+        self.left: list[int] = []  # how often blobs had to be left to the collection of garbage
+        self.unreadable: Exception | None = None  # why nobody can say what is kept
         self.store = im.ImageStore(
             self.blobs,  # type: ignore[arg-type]
             self.journal,
             reactor,
             self.events,
             used_by=lambda ref: self.users.get(ref, []),
-            keeps=lambda digest: digest in self.kept,
+            needed=self.needed,
+            left_behind=lambda: self.left.append(1),
         )
         self.table = rpc.MethodTable()
         self.dispatcher = rpc.Dispatcher(self.table)
         im.register_image_methods(self.table, self.store)
+
+    def needed(self) -> Container[bytes]:
+        if self.unreadable is not None:
+            raise self.unreadable
+        return self.kept
 
     def send_blob(self, ref: str, data: bytes, content: bytes | None = None) -> object:
         self.fds.append(7)
@@ -289,6 +317,61 @@ def test_two_changes_of_one_image_do_not_cross(rig: Rig) -> None:
     assert rig.word() == (rpc.BUSY, "image_changing")
 
 
+def test_an_import_that_begins_while_another_of_the_image_is_committed_takes_none_of_its_layers(
+    rig: Rig,
+) -> None:
+    rig.ask("image.begin", ref="web", manifest=manifest("web", b"base"))
+    rig.send_blob("web", b"base")
+    rig.send({"jsonrpc": "2.0", "id": 1, "method": "image.commit", "params": {"ref": "web"}})
+    rig.ask("image.begin", ref="web", manifest=manifest("web", b"new"))
+    assert rig.word() == (rpc.BUSY, "image_changing")
+    rig.disk.answer()
+    assert [image.ref for image in rig.store.images()] == ["web:latest"]
+    assert list(rig.blobs.held.values()) == [b"base"]
+    assert "result" in rig.ask("image.begin", ref="web", manifest=manifest("web", b"new"))
+
+
+def test_imports_whose_connection_closed_give_their_place_to_a_new_one(rig: Rig) -> None:
+    for n in range(im.MAX_UPLOADS):
+        rig.ask("image.begin", ref=f"i{n}", manifest=manifest(f"i{n}", b"x%d" % n))
+    assert len(rig.client.closers) == 1
+    rig.client.close()
+    rig.client = rig.caller = Client()
+    rig.send_blob("i10", b"x10")  # gone on with by another connection
+    assert "result" in rig.ask("image.begin", ref="late", manifest=manifest("late", b"y"))
+    rig.commit("i0")
+    assert rig.word() == (rpc.REFUSED, "no_import")
+    assert "result" in rig.commit("i10")
+
+
+def test_a_blob_on_its_way_keeps_the_place_of_an_import_whose_connection_closed(rig: Rig) -> None:
+    for n in range(im.MAX_UPLOADS):
+        rig.ask("image.begin", ref=f"i{n}", manifest=manifest(f"i{n}", b"x%d" % n))
+        if n == 0:
+            rig.fds.append(7)
+            rig.blobs.contents[7] = b"x0"
+            message = {"ref": "i0", "digest": sha(b"x0"), "size_bytes": 2}
+            rig.send({"jsonrpc": "2.0", "id": 1, "method": "image.blob", "params": message})
+    rig.client.close()
+    rig.client = rig.caller = Client()
+    assert "result" in rig.ask("image.begin", ref="late", manifest=manifest("late", b"y"))
+    rig.blobs.finish()
+    assert "result" in rig.commit("i0")
+
+
+def test_an_import_that_nobody_goes_on_with_ends_and_its_layers_are_garbage(rig: Rig) -> None:
+    rig.ask("image.begin", ref="web", manifest=manifest("web", b"base", b"top"))
+    rig.send_blob("web", b"base")
+    rig.reactor.advance(im.UPLOAD_IDLE_NS - 1)
+    rig.store.end_idle()
+    assert rig.store.referenced() == {hashlib.sha256(d).digest() for d in (b"base", b"top")}
+    rig.reactor.advance(1)
+    rig.store.end_idle()
+    assert rig.store.referenced() == set()
+    rig.commit("web")
+    assert rig.word() == (rpc.REFUSED, "no_import")
+
+
 def test_blobs_of_an_import_that_a_crash_cut_off_are_referenced_by_nobody(rig: Rig) -> None:
     rig.load("web", b"base")
     rig.ask("image.begin", ref="big", manifest=manifest("big", b"base", b"half"))
@@ -370,3 +453,19 @@ def test_an_image_that_is_known_has_all_its_blobs_whatever_happened(
         for image in rig.store.images():
             assert all(rig.blobs.has(one.digest) == one.size_bytes for one in image.layers)
     assert len(rig.journal.items(Kind.IMAGE)) <= 2
+
+
+@pytest.mark.parametrize("error", [VolumeError("volume v: no manifest"), Unavailable("EIO")])
+def test_an_image_is_removed_also_when_no_volume_says_what_it_needs(
+    rig: Rig, error: Exception
+) -> None:
+    rig.ask("image.begin", ref="web", manifest=manifest("web", b"base"))
+    rig.send_blob("web", b"base")
+    rig.commit("web")
+    rig.unreadable = error
+    rig.ask("image.remove", ref="web")
+    rig.disk.answer()
+    assert rig.answers[-1]["result"] == {"ref": "web:latest"}
+    assert rig.store.drop_failures == 1
+    assert rig.left == [1]
+    assert rig.blobs.has(bytes.fromhex(sha(b"base"))) == 4

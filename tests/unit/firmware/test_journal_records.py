@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware.assignments import Assignment, Ending, Place
+from firmware.assignments import Assignment, Ending, Eviction, Place
 from firmware.decisions import Decisions, WorkloadDecision
 from firmware.journal import Journal, JournalError, Kind, encode
 from firmware.workload import Workload
@@ -32,6 +32,14 @@ RECORDS: dict[tuple[Kind, str], dict[str, Any]] = {
         target=Place(cnm="cnm1", boot_id=b"c" * 16, generation=12),
         ending=Ending(failed=True, status=1, text="gone"),
         volumes=("data",),
+    ).to_json(),
+    (Kind.ASSIGNMENT, "shop/a/1"): Assignment(
+        instance="shop/a/1",
+        workload="shop",
+        component="a",
+        index=1,
+        place=PLACE,
+        evict=Eviction(by="shop/a/0", cnm="cnm0", generation=7, at_ms=5),
     ).to_json(),
     (Kind.CNM, "cnm0"): {"uuid": "cd" * 16, "boot_id": "62" * 16, "state": "LEASED"},
     (Kind.CNM, "cnm1"): {"draining": True},
@@ -88,6 +96,15 @@ def test_what_was_written_is_read() -> None:
     assert found.next_generation() == 13, "above every place, also a target's"
 
 
+def test_a_record_from_before_attempts_were_counted_has_spent_all_its_restarts() -> None:
+    records = copy.deepcopy(RECORDS)
+    old = records[Kind.ASSIGNMENT, "shop/a/0"]
+    old["restarts"] = 3
+    del old["attempts"]
+    assert load(records).assignments["shop/a/0"].attempts == 3
+    assert load(RECORDS).assignments["shop/a/0"].attempts == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "key", "field", "value"),
     [
@@ -99,12 +116,15 @@ def test_what_was_written_is_read() -> None:
         (Kind.WORKLOAD, "shop", "workload", {"schema": "other"}),
         (Kind.ASSIGNMENT, "shop/a/0", "why", None),
         (Kind.ASSIGNMENT, "shop/a/0", "index", -1),
+        (Kind.ASSIGNMENT, "shop/a/0", "attempts", -1),
         (Kind.ASSIGNMENT, "shop/a/0", "instance", "shop/b/0"),
         (Kind.ASSIGNMENT, "shop/a/0", "place", 7),
         (Kind.ASSIGNMENT, "shop/a/0", "place", {"cnm": "cnm0", "boot_id": "zz", "generation": 1}),
         (Kind.ASSIGNMENT, "shop/a/0", "place", {"cnm": "cnm0", "boot_id": "ab", "generation": 1}),
         (Kind.ASSIGNMENT, "shop/a/0", "volumes", [1]),
         (Kind.ASSIGNMENT, "shop/a/0", "ending", {"failed": 1}),
+        (Kind.ASSIGNMENT, "shop/a/1", "evict", {"by": "shop/a/0"}),
+        (Kind.ASSIGNMENT, "shop/a/1", "evict", 7),
         (Kind.CNM, "cnm0", "boot_id", "xyz"),
         (Kind.CNM, "cnm0", "draining", "no"),
         (Kind.VOLUME, "data", "manifest", "ee"),
@@ -129,7 +149,7 @@ def test_a_field_that_is_missing_is_a_default_or_is_named(
     records = copy.deepcopy(RECORDS)
     field = data.draw(st.sampled_from(sorted(records[at].keys() - {"v"})))
     del records[at][field]
-    if at[0] is Kind.CNM or field == "deleted":
+    if at[0] is Kind.CNM or field in ("deleted", "evict", "attempts"):
         load(records)
         return
     with pytest.raises(JournalError) as refused:

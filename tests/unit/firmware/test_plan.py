@@ -18,14 +18,15 @@ from firmware.allocator import (
     CnmView,
     Constraints,
     Demand,
+    fragmentation_milli,
 )
 from firmware.allocator.plan_books import Sketch
 from firmware.allocator.plan_check import objection
-from firmware.allocator.plan_drain import plan_drain
-from firmware.allocator.plan_pack import Tidier, outcome, rebalance
+from firmware.allocator.plan_drain import constrained_first, plan_drain
+from firmware.allocator.plan_pack import Tidier, TidyPlanner, outcome, rebalance
 from firmware.allocator.plan_room import RoomPlanner, plan_room
 from firmware.allocator.plan_shed import ShedPlanner
-from firmware.allocator.plan_types import Move, Plan, Rules, Want
+from firmware.allocator.plan_types import Chain, Move, Plan, Rules, Want
 
 GIB = 1 << 30
 
@@ -228,6 +229,37 @@ def test_tidying_up_stops_by_itself_when_nothing_arrives_or_leaves(
         pytest.fail(f"{moved} moves, and it goes on")
 
 
+@given(
+    cards(),
+    st.lists(demands, min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.sampled_from([1, 200, 500]),
+)
+def test_tidying_lowers_fragmentation_by_what_it_promises_and_moves_nothing_on_its_own_result(
+    state: AllocatorState, asked: list[Demand], budget: int, least_milli: int
+) -> None:
+    for number in range(16):  # enough for a mix
+        state.observe(asked[number % len(asked)])
+    left_milli = fragmentation_milli(state)
+    for _ in range(200):
+        before = books(state)
+        planner = TidyPlanner(state, Rules(budget=budget), least_milli)
+        for _ in planner.run():
+            pass
+        assert books(state) == before
+        if planner.chain is None:
+            break
+        moves = planner.chain.moves
+        assert 1 <= len(moves) <= budget
+        carry_out(state, moves)
+        now_milli = fragmentation_milli(state)
+        assert abs(left_milli - now_milli - planner.chain.gain) <= 1  # rounded apart
+        assert planner.chain.gain >= least_milli * len(moves)
+        left_milli = now_milli
+    else:
+        pytest.fail("it goes on and on")
+
+
 # --- cases by hand ---
 
 
@@ -404,3 +436,39 @@ def test_a_search_goes_in_steps() -> None:
     planner = RoomPlanner(state, [Want(demand=demand(8))], Rules(budget=3))
     assert sum(1 for _ in planner.run()) > 100
     assert planner.plan == Plan()  # five and five do not fit into eight
+
+
+def test_tidying_leaves_alone_what_nobody_asks_for_and_what_is_of_use() -> None:
+    def chain() -> object:
+        planner = TidyPlanner(state, Rules(budget=3), 500)
+        for _ in planner.run():
+            pass
+        return planner.chain
+
+    state = card(module("a", gpus=2), module("b", gpus=2))
+    for name in ("a", "b"):
+        state.commit(f"i/{name}", name, demand(1, 1, 1000))
+    assert chain() is None, "nothing is known yet"
+    for _ in range(16):
+        state.observe(demand(1, 1, 1000))
+    assert chain() is None, "those fit as it is"
+    for _ in range(200):
+        state.observe(demand(1, 1, 1000, 2))
+    found = chain()
+    assert isinstance(found, Chain)
+    assert len(found.moves) == 1
+    carry_out(state, found.moves)
+    assert chain() is None
+
+
+def test_the_most_constrained_come_first_by_places_then_by_size() -> None:
+    state = card(module("a", 8), module("b", 4), module("c", 4, gpus=1))
+    anywhere = [("small", demand(1), Constraints()), ("medium", demand(4), Constraints())]
+    large = ("large", demand(5), Constraints())
+    gpu = ("gpu", demand(1, 1, 500), Constraints())
+    never = ("never", demand(99), Constraints())
+    asks = [*anywhere, gpu, large, never]
+    wanted = ["never", "gpu", "large", "medium", "small"]
+    assert constrained_first(state, asks) == wanted
+    assert constrained_first(state, asks[::-1]) == wanted
+    assert constrained_first(state, []) == []

@@ -183,6 +183,17 @@ def test_the_link_is_corrected_where_something_of_it_was_asked_for() -> None:
     assert table.demand(one()).link_mbit == 0
 
 
+def test_the_bandwidth_of_the_drives_is_corrected_where_something_of_it_was_asked_for() -> None:
+    table, asked = pf.Profiler(), one(nvme_mbit=100, window_slots=3)
+    meter = Meter()
+    for second in range(3601):  # 200 Mbit/s
+        table.observe(asked, meter, second * SECOND, (None, second * 25_000_000, None), None, 0)
+    measured, fewer, law = table.demands(asked)
+    assert (measured.nvme_mbit, fewer.nvme_mbit, law.nvme_mbit) == (220, 100, 100)
+    assert measured.window_slots == 3
+    assert table.demand(one()).nvme_mbit == 0
+
+
 def test_the_digest_is_the_identity_and_stands_for_every_reference_to_it() -> None:
     digests = {"one:1": "d" * 64, "two:1": "d" * 64, "one:2": "e" * 64}
     table = pf.Profiler(lambda ref: digests.get(ref, ""))

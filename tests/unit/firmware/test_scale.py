@@ -1,6 +1,6 @@
 """What a card of 1,000 modules must not do for each of them: shown by counting, never by time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,8 +115,14 @@ def test_a_module_that_comes_is_given_its_own_instances_without_a_look_at_all_ot
         window_tx_bytes=0,
         window_rx_bytes=0,
     )
+    config = SimpleNamespace(module=SimpleNamespace(nvme_mbit=0))
     cnm = SimpleNamespace(
-        id="cnm7", capabilities=capabilities, quarantine="", draining=False, schedulable=True
+        id="cnm7",
+        config=config,
+        capabilities=capabilities,
+        quarantine="",
+        draining=False,
+        schedulable=True,
     )
     placer.update(cnm)  # type: ignore[arg-type]
     assert synced == ["w7/a/0"]
@@ -153,12 +159,12 @@ def test_a_workload_has_no_instances_when_the_last_one_is_forgotten() -> None:
 def test_what_waits_for_room_is_looked_at_once_for_all_modules_that_came() -> None:
     looked: list[str] = []
 
-    def tightness(instance: str) -> int:
-        looked.append(instance)
-        return 0
+    def tightest_first(instances: Iterable[str]) -> list[str]:
+        looked.extend(instances)
+        return list(instances)
 
     reactor = FakeReactor()
-    reconciler = reconciler_over(loaded(), reactor, tightness=tightness)
+    reconciler = reconciler_over(loaded(), reactor, tightest_first=tightest_first, in_order=list)
     reconciler.placements.pending.update({f"new/a/{n}": None for n in range(9)})  # type: ignore[misc]
     reconciler._posted = True  # no step is taken here
     for _ in range(MODULES):

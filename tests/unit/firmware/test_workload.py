@@ -38,7 +38,9 @@ FULL_COMPONENT = {
         "memory_bytes": 1,
         "memory_limit_bytes": 0,
         "nvme_bytes": 2,
+        "nvme_mbit": 5,
         "link_mbit": 3,
+        "window_slots": 6,
         "pids": 4,
         "arch": "arm64",
         "accelerators": [{"kind": "gpu", "model": "sim-t4", "count": 2, "milli": 500}],
@@ -318,3 +320,42 @@ def test_dependencies_in_one_direction_are_good_and_one_back_edge_is_not(count, 
     components[0]["depends_on"] = [{"component": names[-1]}]
     with pytest.raises(WorkloadError, match="circle"):
         Workload.from_json(document)
+
+
+# --- priority and tenant ---
+
+
+def test_a_workload_without_priority_and_tenant_has_the_bytes_of_before_them():
+    workload = Workload.from_json(SMALL)
+    assert (workload.tenant, workload.components[0].priority) == ("", 50)
+    assert b"priority" not in workload.to_bytes()
+    assert b"tenant" not in workload.to_bytes()
+    said = copy.deepcopy(SMALL) | {"tenant": ""}
+    said["components"][0]["priority"] = 50
+    assert Workload.from_json(said) == workload
+    assert Workload.from_json(said).to_bytes() == workload.to_bytes()
+
+
+@given(st.integers(0, 100), st.sampled_from(["", "acme", "a.b-c_9"]))
+def test_priority_and_tenant_come_back_as_they_were(priority, tenant):
+    document = copy.deepcopy(SMALL) | {"tenant": tenant}
+    document["components"][0]["priority"] = priority
+    workload = Workload.from_json(document)
+    assert (workload.tenant, workload.components[0].priority) == (tenant, priority)
+    assert Workload.from_json(workload.to_json()) == workload
+
+
+@pytest.mark.parametrize("priority", [-1, 101, 50.0, "50", None, True])
+def test_a_priority_that_is_none_is_refused(priority):
+    document = copy.deepcopy(SMALL)
+    document["components"][0]["priority"] = priority
+    with pytest.raises(WorkloadError) as refused:
+        Workload.from_json(document)
+    assert refused.value.path == ("components", 0, "priority")
+
+
+@pytest.mark.parametrize("tenant", ["Acme", "a/b", " ", "a" * 42, None, 3])
+def test_a_tenant_that_is_no_name_is_refused(tenant):
+    with pytest.raises(WorkloadError) as refused:
+        Workload.from_json(SMALL | {"tenant": tenant})
+    assert refused.value.path == ("tenant",)

@@ -2,8 +2,16 @@
 
 import base64
 import json
+import shlex
+from contextlib import closing
 
 import pytest
+
+from firmware.board_file import BOARDS_DIR
+from firmware.crash_store import CrashStore
+from firmware.flight_recorder import RING_BYTES, FlightRecorder
+from hal.linux.files import LinuxFiles
+from hal.mock.trace_memory import MockTraceMemory
 
 ROW = {
     "workload": "shop",
@@ -178,6 +186,29 @@ def test_status_images_and_volumes(apf, daemon):
     assert "cnm0" in apf("volume", "ls").stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "volume flush v --timeout -1",
+        "volume flush v --timeout 99999999999",
+        "cnm power on 0 --timeout -1",
+        "cxl show cxl:mem0 --timeout -1",
+        "submit shop.yaml --wait --timeout -2",
+        "rm shop --wait --timeout -1",
+        "up --timeout -5",
+        "down --timeout 86401",
+        "logs a/b/0 --offset -1",
+        "events --since -5",
+        "top --once --components -1",
+        "top --once --components 4097",
+    ],
+)
+def test_a_number_out_of_bounds_is_usage_before_anything_is_asked(apf, daemon, words):
+    result = apf(*words.split())
+    assert (result.exit_code, daemon.calls) == (2, [])
+    assert f"Invalid value for '{words.split()[-2]}'" in result.stderr
+
+
 # --- doing commands ---
 
 
@@ -206,12 +237,15 @@ def test_a_command_asks_for_exactly_this(apf, daemon, words, method, params):
     assert json.loads(result.stdout)["data"] == {"good": True}
 
 
-def test_rm_wait_ends_when_nothing_is_left(apf, daemon):
+def test_rm_wait_ends_when_the_name_is_free(apf, daemon):
     daemon.answers["workload.remove"] = {"name": "shop"}
-    left = [[ROW], []]
-    daemon.answers["workload.ps"] = lambda params: left.pop(0)
+    row = {"workload": "shop", "removing": True, "instances": 1}
+    gone = refusal("unknown_workload", "there is no workload 'shop'")
+    left = [[row], [{**row, "instances": 0}], gone]
+    daemon.answers["workload.list"] = lambda params: left.pop(0)
     assert apf("rm", "shop", "--wait").exit_code == 0
     assert left == []
+    assert daemon.calls[-1] == ("workload.list", {"workload": "shop"})
 
 
 # --- submit ---
@@ -295,6 +329,48 @@ def test_submit_wait_is_124_with_the_reason_for_each_cnm(apf, daemon, compose):
     assert "cnm0: too small" in result.stderr
 
 
+REFUSED = refusal("no_room", "no")
+NEVER = [{**ROW, "phase": "PENDING", "pending": {"cnm0": "too small"}}]
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [
+        ({"workload.submit": REFUSED}, 3),
+        ({"workload.submit": {}, "workload.ps": NEVER}, 124),
+        ({"workload.submit": {}, "workload.ps": [{**ROW, "phase": "FAILED"}]}, 1),
+    ],
+)
+def test_submit_keeps_its_warnings_when_it_does_not_end_well(apf, daemon, compose, answers, status):
+    daemon.answers.update(answers)
+    words = ("submit", str(compose), "--wait", "--timeout", "0")
+    for_people = apf(*words)
+    assert for_people.exit_code == status
+    assert for_people.stderr.count("services.web.ports") == 1
+    assert for_people.stderr.index("services.web.ports") < for_people.stderr.index("apf: ")
+    for_programs = json.loads(apf(*words, "--json").stdout)
+    assert [item["key"] for item in for_programs["warnings"]] == ["services.web.ports"]
+
+
+def test_submit_says_its_warnings_once_when_it_ends_well(apf, daemon, compose):
+    daemon.answers["workload.submit"] = {}
+    assert apf("submit", str(compose)).stderr.count("services.web.ports") == 1
+
+
+def test_an_interrupted_wait_says_that_the_workload_stays(apf, daemon, compose, monkeypatch):
+    def interrupt(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tools.commands.submit.wait_until_running", interrupt)
+    daemon.answers["workload.submit"] = {}
+    result = apf("submit", str(compose), "--wait", "--json")
+    assert result.exit_code == 130
+    assert "shop stays submitted; `apf rm shop` removes it" in result.stderr
+    envelope = json.loads(result.stdout)
+    assert (envelope["kind"], envelope["error"]["code"]) == ("error", "interrupted")
+    assert envelope["warnings"]
+
+
 # --- logs, events ---
 
 
@@ -372,6 +448,52 @@ def test_followed_events_are_one_object_a_line(apf, daemon):
     assert result.exit_code == 4  # the daemon went
 
 
+@pytest.fixture
+def dump(tmp_path):
+    """A daemon's last crash, as it is kept in the state directory."""
+    kept = bytearray(RING_BYTES)
+    FlightRecorder(MockTraceMemory(kept), lambda: 7_000_000).begin(pid=42, wall_ns=1, text="begun")
+    with closing(LinuxFiles(tmp_path / "state" / "crashes")) as files:
+        assert (
+            CrashStore(files).take(bytes(kept), wall_ns=5, reason="signal 9", stack="") is not None
+        )
+
+
+@pytest.mark.usefixtures("dump")
+def test_the_last_crash_is_read_from_its_folder_while_the_card_is_down(apf, tmp_path):
+    result = apf("events", "--last-crash", "--json")
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)["data"]
+    assert (data["found"], data["kept"], data["pid"], data["reason"]) == (True, 1, 42, "signal 9")
+    assert f"can't be reached: this is what {tmp_path}/state/crashes holds" in result.stderr
+    assert "signal 9; 1 dumps are kept" in apf("events", "--last-crash").stdout
+    assert apf("events").exit_code == 4
+
+
+def test_a_last_crash_of_a_card_that_never_was_is_4_and_makes_no_folder(apf, tmp_path):
+    assert apf("events", "--last-crash").exit_code == 4
+    assert not (tmp_path / "state").exists()
+
+
+# --- options that would go unheard ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("events -f --last-crash", "neither -f nor --since"),
+        ("events --since 3 --last-crash", "neither -f nor --since"),
+        ("submit shop.yaml --name ''", "'--name' / '--project-name': it is empty"),
+        ("plan shop.yaml --name ''", "'--name' / '--project-name': it is empty"),
+        ("migrate a/b/0 --to ''", "'--to': it is empty"),
+    ],
+)
+def test_what_would_go_unheard_is_usage_before_anything_is_asked(apf, daemon, words, said):
+    result = apf(*shlex.split(words))
+    assert (result.exit_code, daemon.calls) == (2, [])
+    assert said in result.stderr
+
+
 # --- board, completion, up ---
 
 
@@ -412,6 +534,57 @@ def test_up_refuses_a_bad_board_before_anything_starts(apf, tmp_path):
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["code"] == "bad_board"
     assert not (tmp_path / "supervisor.log").exists()
+
+
+@pytest.mark.parametrize("option", ["--run", "--state"])
+def test_a_place_that_can_not_be_made_is_usage_with_its_option(apf, option):
+    result = apf(option, "/dev/null/x", "up", "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["code"] == "bad_place"
+    variable = {"--run": "APF_RUN", "--state": "APF_STATE"}[option]
+    assert f"{option} ({variable}) /dev/null/x: Not a directory; choose" in error["text"]
+
+
+def test_a_run_directory_that_takes_no_log_is_usage(apf):
+    result = apf("--run", "/proc", "up")
+    assert (result.exit_code, "--run (APF_RUN) /proc:" in result.stderr) == (2, True)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The argv of what `apf up --foreground` would have started."""
+    calls = []
+
+    def call(argv, **_more):
+        calls.append(argv)
+        return 0
+
+    monkeypatch.setattr("tools.daemon.subprocess.call", call)
+    return calls
+
+
+def test_a_file_in_the_working_directory_is_not_taken_for_a_board(
+    apf, tmp_path, monkeypatch, started
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").write_text("garbage")
+    assert apf("up", "--board", "local", "--foreground").exit_code == 0
+    assert started[0][started[0].index("--board") + 1] == str(BOARDS_DIR / "local.toml")
+
+
+def test_a_board_file_is_handed_on_with_its_whole_path(apf, tmp_path, monkeypatch, started):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text('[board]\nname = "mine"\ninherit = "local"\n')
+    assert apf("up", "--board", "./mine", "--foreground").exit_code == 0
+    assert started[0][started[0].index("--board") + 1] == str(tmp_path / "mine")
+
+
+def test_a_name_that_is_only_a_file_here_is_told_how_to_say_so(apf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("")
+    assert "write ./mine" in apf("board", "check", "mine").stderr
+    assert "write ./other" not in apf("board", "check", "other").stderr
 
 
 def test_down_when_nothing_is_up_is_good(apf):

@@ -242,12 +242,14 @@ def test_placement_constraints_and_preferences(service):
 def test_our_own_extension_is_read_strictly(load, service):
     component, _ = service(
         "x-apf: {runtime: process, labels: {zone: b}, spread: true, max_per_cnm: 1,"
-        " nvme: 2g, link_mbit: 100, together: [db]}",
+        " nvme: 2g, nvme_mbit: 800, link_mbit: 100, window_slots: 4, together: [db]}",
         after="  db: {image: x}\n",
     )
     assert component.runtime == "process"
     assert component.placement.together == ("db",)
     assert (component.resources.nvme_bytes, component.resources.link_mbit) == (2 << 30, 100)
+    assert (component.resources.nvme_mbit, component.resources.window_slots) == (800, 4)
+    assert problems(service, "x-apf: {window_slots: 5000}")[0].line == 4
     assert problems(service, "x-apf: {runtme: oci}")[0].key == "services.web.x-apf.runtme"
     assert problems(service, "x-apf: {runtime: vm}")[0].line == 4
     assert component.profile == "auto"
@@ -263,6 +265,36 @@ def test_the_profile_is_on_or_off(service, word):
 def test_a_profile_that_is_neither_is_refused_with_its_line(service, word):
     found = problems(service, f"x-apf: {{profile: {word}}}")[0]
     assert (found.line, found.key) == (4, "services.web.x-apf.profile")
+
+
+def test_a_service_has_its_own_priority_or_the_files(load):
+    found = load(
+        "x-apf: {tenant: acme, priority: '70'}\nservices:\n  a: {image: x}\n"
+        "  b: {image: x, x-apf: {priority: 0}}\n"
+    ).workload
+    assert found.tenant == "acme"
+    assert [component.priority for component in found.components] == [70, 0]
+
+
+@pytest.mark.parametrize("word", ["101", "-1", "high", "5.5", "[1]"])
+def test_a_priority_that_is_none_is_refused_with_its_line(service, word):
+    found = problems(service, f"x-apf: {{priority: {word}}}")[0]
+    assert (found.line, found.key) == (4, "services.web.x-apf.priority")
+
+
+@pytest.mark.parametrize(
+    ("top", "key"),
+    [
+        ("{tenant: A B}", "x-apf.tenant"),
+        ("{priority: 200}", "x-apf.priority"),
+        ("{runtime: oci}", "x-apf.runtime"),
+        ("high", "x-apf"),
+    ],
+)
+def test_the_files_own_extension_is_read_strictly(load, top, key):
+    with pytest.raises(ComposeError) as refused:
+        load(f"x-apf: {top}\nservices:\n  a: {{image: x}}\n")
+    assert (refused.value.problems[0].line, refused.value.problems[0].key) == (1, key)
 
 
 # --- dependencies, health, restart ---
@@ -500,6 +532,7 @@ def test_all_problems_of_a_file_are_said_at_once(load):
         ("services:\n\t- x", 2),
         ("[" * 100, 1),
         ("\x00", 0),
+        ("%YAML 1.3\n---\na: 1", 0),
         ("- a", 1),
         ("just words", 1),
     ],

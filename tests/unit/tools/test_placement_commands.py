@@ -20,6 +20,7 @@ from firmware.history import SERIES
 from firmware.occupancy import RESOURCES, occupancy
 from firmware.placement_rows import UNMEASURED, amounts_row, demand_row, shape_row, verdict_row
 from tools.commands.explain import CRITERIA as WORDS
+from tools.output import Output
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -69,6 +70,15 @@ def row(name, phase="RUNNING"):
 
 def test_every_criterion_of_the_score_has_words():
     assert set(CRITERIA) <= WORDS.keys()
+
+
+def test_explain_says_whether_others_are_stopped_for_what_waits(apf, daemon):
+    text = "low/web/0 on cnm1 will be stopped for it if nothing else makes room"
+    preemption = {"priority": 80, "text": text, "cnm": "cnm1", "victims": ["low/web/0"]}
+    daemon.answers["instance.explain"] = explanation(None, preemption=preemption)
+    assert f"  priority 80: {text}\n" in apf("explain", "shop/db/0").stdout
+    daemon.answers["instance.explain"] = explanation("cnm0", preemption=None)
+    assert "priority" not in apf("explain", "shop/db/0").stdout
 
 
 def test_explain_shows_why_here_and_why_not_there_with_numbers_and_remedies(apf, daemon):
@@ -262,6 +272,46 @@ def test_top_once_shows_resources_modules_and_components(apf, daemon):
     assert next(line for line in text.splitlines() if line.startswith("x/y"))
     assert json.loads(apf("top", "--once", "--json").stdout)["data"] == top()
     assert daemon.calls[0] == ("card.top", {"cnms": 4096, "components": 10})
+
+
+def test_top_shows_the_tenants_where_they_share_the_card(apf, daemon):
+    row = {"weight": 3, "resource": "cpu", "share_percent": 62, "running": 5, "waiting": 7}
+    daemon.answers["card.top"] = {**top(), "tenants": [{"tenant": "acme", **row}]}
+    shown = apf("top", "--once").stdout
+    assert "TENANT" in shown
+    line = next(line for line in shown.splitlines() if "acme" in line)
+    assert line.split() == ["acme", "3", "62", "%", "cpu", "5", "7"]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_top_on_a_narrow_terminal_drops_columns_and_cuts_no_name_and_no_figure(
+    apf, daemon, monkeypatch, width
+):
+    wide = Output.console
+    found = top()
+    for module in found["cnms"]:
+        module["takes_none"] = ["memory 512.0 MiB, cpu 250, of any arch"]
+    daemon.answers["card.top"] = found
+    whole = [line.split("  ") for line in apf("top", "--once").stdout.splitlines()]
+
+    def narrow(self):
+        console = wide(self)
+        console.width = width
+        return console
+
+    monkeypatch.setattr(Output, "console", narrow)
+    tables = apf("top", "--once").stdout.partition("\n\n")[2]
+    lines = [line.split("  ") for line in tables.splitlines() if line]
+    named = {words[0]: words for words in whole}
+    for module in found["cnms"]:
+        assert [words[1] for words in lines if words[0] == module["id"]] == ["LEASED"]
+    for words in lines:
+        assert words[0] in named, "the name of each row, and of each table, is whole"
+        cells = [cell.strip() for cell in words if cell.strip()]
+        uncut = [cell.strip() for cell in named[words[0]] if cell.strip()]
+        assert cells[:-1] == uncut[: len(cells) - 1]
+        last = uncut[len(cells) - 1]
+        assert cells[-1] == last or (" MiB" in last and last.startswith(cells[-1]))
 
 
 def test_top_into_a_file_is_one_look(apf, daemon):

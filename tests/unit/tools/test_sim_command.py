@@ -133,3 +133,18 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(capsys, words) -> N
     assert status == 2
     assert out == ""
     assert err.startswith("apf: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--crash-points --lease-proof 4", "--lease-proof and --crash-points: each is a run"),
+        ("--replay 3 --lease-proof 4", "--lease-proof and --replay: each is a run"),
+        ("--replay 3 --list-faults", "--list-faults and --replay: each is a run"),
+        ("--replay -1", "Invalid value for '--replay'"),
+    ],
+)
+def test_a_run_is_of_one_kind_and_a_seed_is_no_negative_number(capsys, words, said) -> None:
+    status, out, err = apf(capsys, *SHORT, *words.split())
+    assert (status, out) == (2, "")
+    assert said in err

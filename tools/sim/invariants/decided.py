@@ -19,6 +19,7 @@ HOUR_NS: Final = 3_600_000_000_000
 SHED_MOST: Final = 60  # moves of one component for load in an hour; the rebalancer rests 10 s after
 DRAIN_KNOWN_NS: Final = 2_000_000_000  # by then nothing decided before the drain is on its way
 SHED_WORDS: Final = "is loaded"  # each of them
+NO_GENERATION: Final = 0  # they begin with 1: of an eviction that was taken back
 
 
 @dataclass(slots=True)
@@ -32,8 +33,20 @@ class Held:
     ended: bool
     failed: bool
     restarts: int
+    attempts: int  # of those, what a policy's limit counts
     at_ns: int  # when it got there
+    evict: tuple[str, int] | None  # for whom, which generation
     holds: list[tuple[str, Room]] = field(default_factory=list)
+
+    @property
+    def evicting(self) -> bool:
+        """It is being stopped for another instance."""
+        return self.evict is not None and self.place is not None and self.place[1] == self.evict[1]
+
+    @property
+    def spared(self) -> bool:
+        """It was to be stopped for another instance, and that was taken back."""
+        return self.evict is not None and self.evict[1] == NO_GENERATION
 
 
 class Decided:
@@ -62,6 +75,7 @@ class Decided:
         self._fail = fail
         self._generations: dict[str, set[int]] = {}  # instance -> ever on disk
         self._booked = {cnm: Room() for cnm in capacity}
+        self.on_evict: Callable[[str, Mapping[str, Any], bool], None] = lambda *_: None
         self.on_again: Callable[[str], None] = lambda _name: None  # it is to be started again
         self._drained_ns: dict[str, int] = {}  # CNM -> since when the disk says that it drains
         self._life = -1  # the daemon's process that was seen last
@@ -197,7 +211,7 @@ class Decided:
             if name.split("/", 1)[0] in self.wanted:
                 self._fail(Invariant.LOST, f"{name} is gone from the disk")
             return
-        ending = value["ending"]
+        ending, evict = value["ending"], value.get("evict")
         held = self.held[name] = Held(
             workload=value["workload"],
             place=_place(value["place"]),
@@ -206,8 +220,13 @@ class Decided:
             ended=ending is not None,
             failed=ending is not None and ending["failed"],
             restarts=value["restarts"],
+            attempts=value.get("attempts", value["restarts"]),
             at_ns=self._kernel.now_ns,
+            evict=(evict["by"], evict["generation"]) if evict is not None else None,
         )
+        if held.evicting and (before is None or not before.evicting):
+            assert evict is not None
+            self.on_evict(name, evict, held.target is not None)
         if before is not None and before.ended and not held.ended:
             self._fail(Invariant.REVIVED, f"{name}: decided is {held}")
         if before is not None and held.restarts > before.restarts:

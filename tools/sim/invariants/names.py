@@ -38,6 +38,8 @@ class Invariant(StrEnum):
     FLOOD = "I10 events came as a flood"
     UNTRUE = "I10 the card does not tell the truth"
     REPEAT = "I11 not repeatable"
+    PREEMPTED = "I12 stopped for another, and should not have been"
+    ABOVE = "I12 it waits, and those below it run"
 
 
 class Violation(AssertionError):

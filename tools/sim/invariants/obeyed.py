@@ -18,6 +18,8 @@ from tools.sim.invariants.running import Running, instance_of
 
 ARRIVES_NS: Final = 200 * MS  # by then it has come and a stop has sent its signal
 SETTLED_NS: Final = 10_000 * MS  # no request lives as long: nothing else is under way by then
+# a stop that was taken back may lie in a hung agent until its init replaces it, after 10 s
+RECALLED_NS: Final = 20_000 * MS
 
 
 class Obeyed:
@@ -58,13 +60,19 @@ class Obeyed:
         name, generation = instance_of(one)
         until_ns, text = self._stale.pop(name, (0, ""))
         end, held, now_ns = one.exit, self._decided.held.get(name), self._kernel.now_ns
-        if end is None or held is None or now_ns - held.at_ns < SETTLED_NS:
+        if end is None or held is None:
+            return
+        lately_ns = SETTLED_NS
+        if held.spared:  # and who has its signal has its grace
+            lately_ns = RECALLED_NS + self._decided.component(name).stop_grace_ms * MS
+        if now_ns - held.at_ns < lately_ns:
             return
         stopped = one.signals or (end.reason is ExitReason.SIGNALED and end.status == SIGKILL)
         if (
             not stopped
             or held.place != (one.place, generation)
             or held.target is not None
+            or held.evicting
             or held.ended
             or held.workload not in self._decided.wanted
             or not self._guarded(one.place, name)

@@ -3,7 +3,7 @@ component that is wanted runs where the disk says, or has ended by itself as its
 waits for a reason that is true by the judge's own sums (I1).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from signal import SIGKILL
 from typing import Final
 
@@ -134,10 +134,16 @@ class Rest:
 
     def _check_end(self, name: str, component: Component) -> None:
         """It counts as ended for good: did it end by itself, and does its policy allow that?"""
-        policy = component.restart.policy
-        if policy in (RestartPolicy.ALWAYS, RestartPolicy.UNLESS_STOPPED):
-            self._fail(Invariant.LOST, f"{name} counts as ended; its policy is {policy}")
+        policy, limit = component.restart.policy, component.restart.max_attempts
         last = self._running.ended.get(name)
+        tried = self._decided.held[name].attempts
+        over = policy is RestartPolicy.NO or bool(limit and tried >= limit)
+        if policy is RestartPolicy.ON_FAILURE and last is not None and last.exit is not None:
+            over |= last.exit.reason is ExitReason.EXITED and last.exit.status == 0
+        if not over:
+            how = last.exit if last is not None else "it never ran"
+            text = f"its policy is {policy}, {tried} of {limit or 'any'} attempts were made: {how}"
+            self._fail(Invariant.LOST, f"{name} counts as ended; {text}")
         if last is not None and not _by_itself(last) and not _crashed(last):
             self._fail(Invariant.LOST, f"{name} counts as ended; it was ended: {last.exit}")
 
@@ -182,6 +188,24 @@ class Rest:
                     for cnm, module in self._modules.items():
                         if self._takes(cnm, component, module) and self._fits(cnm, need):
                             self._fail(Invariant.WAITS, f"{instance}: there is room on {cnm}")
+
+    def waits_above_others(
+        self, names: Collection[str], above: Callable[[str, str, Room, Room], bool]
+    ) -> None:
+        """At rest, and so long that the card had all the time that it takes for it: raises
+        Violation for one of these that waits although `above(instance, module, its need, all that
+        there is)` says that those below it could make room for it. Decidable only where nothing
+        but room decides where it may go."""
+        for name in sorted(names):
+            component = self._decided.component(name)
+            if not _anywhere(component) or component.depends_on:
+                continue
+            need = self._running.most(component)
+            for cnm, module in self._modules.items():
+                if self._takes(cnm, component, module) and above(
+                    name, cnm, need, self._capacity[cnm]
+                ):
+                    self._fail(Invariant.ABOVE, f"{name}: those below it hold {cnm}")
 
     def _takes(self, cnm: str, component: Component, module: Module) -> bool:
         slot: Slot = self._slots[cnm]

@@ -110,6 +110,7 @@ class Spread:
         def look() -> None:
             held = self._decided.held.get(name)
             still = held is not None and held.place == place and not held.target and not held.ended
+            still = still and held is not None and not held.evicting
             wanted = name.split("/", 1)[0] in self._decided.wanted
             if still and wanted and name not in self._running.now() and not self.excused(place[0]):
                 self._fail(Invariant.SPREAD, f"{name} was killed on {place[0]}, nobody decided so")

@@ -4,7 +4,7 @@ Left out is what decides nothing about where a generation may run: windows, tran
 telemetry, the allocator's scores. The placer's choice is drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -108,6 +108,7 @@ class ModelPlacer:
     def sync(self, _assignment: Assignment | None, _component: Component | None) -> None: ...
     def catch_up(self, _instance: str) -> None: ...
     def forget(self, _instance: str) -> None: ...
+    def reserve(self, _assignment: Assignment, _component: Component) -> None: ...
     def reserve_target(self, _assignment: Assignment, _component: Component) -> None: ...
 
     def sharing(self, _assignment: Assignment, _component: Component) -> list[str]:
@@ -116,8 +117,14 @@ class ModelPlacer:
     def outgrown(self, _assignment: Assignment, _component: Component) -> bool:
         return False
 
-    def tightness(self, _instance: str) -> int:
-        return 0
+    def tightest_first(self, instances: Iterable[str]) -> list[str]:
+        return list(instances)
+
+    def constrained_first(self, instances: Iterable[str]) -> list[str]:
+        return sorted(instances)
+
+    def in_order(self, instances: Iterable[str]) -> list[str]:
+        return list(instances)
 
 
 class ModelEndpoint:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
+from firmware import lease
+from tools.errors import BadUsage
 from tools.output import Output
 from tools.sim.leases.run import Proof, prove
 
@@ -15,7 +17,14 @@ SHOWN_MOST: Final = 20
 def prove_leases(
     out: Output, runs: int, first_seed: int, jobs: int, tell: Callable[[int, int], None]
 ) -> int:
-    """1 when two generations lived at once; `tell` is told the runs done and the violations."""
+    """1 when two generations lived at once; `tell` is told the runs done and the violations.
+    Raises BadUsage where the firmware is compiled."""
+    if not str(lease.__file__).endswith(".py"):
+        raise BadUsage(
+            "compiled_firmware",
+            f"the lease proof leaves rules out of the firmware's classes, which {lease.__file__} "
+            "does not allow: run it without the compiled modules in PYTHONPATH",
+        )
     chunks = [
         (seed, min(CHUNK, first_seed + runs - seed))
         for seed in range(first_seed, first_seed + runs, CHUNK)

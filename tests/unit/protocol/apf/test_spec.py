@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import protocol.window as window
-from firmware import storage
+from firmware import volume_manifest
 from firmware.cnm import spec as cnm_spec
 from hal.ports import TREE_TOP, FileInfo
 from protocol.apf import (
@@ -126,14 +126,15 @@ def test_the_manifest_of_a_volume_is_in_the_text() -> None:
     keys = re.search(r'"entries": \[\{(.*?)\}\]', FLAT)
     assert keys is not None
     assert {key.strip('"') for key in keys[1].split(", ")} == row.keys()
-    assert cnm_spec.VOLUME_SCHEMA == storage.SCHEMA
-    assert cnm_spec.ENTRIES_LIMIT == storage.ENTRIES_LIMIT
-    assert cnm_spec.MANIFEST_LIMIT_BYTES == storage.MANIFEST_LIMIT_BYTES
-    assert cnm_spec.ID_MAX == storage.ID_MAX
+    assert cnm_spec.VOLUME_SCHEMA == volume_manifest.SCHEMA
+    assert cnm_spec.ENTRIES_LIMIT == volume_manifest.ENTRIES_LIMIT
+    assert cnm_spec.MANIFEST_LIMIT_BYTES == volume_manifest.MANIFEST_LIMIT_BYTES
+    assert cnm_spec.ID_MAX == volume_manifest.ID_MAX
     for text in (
-        f'"schema": "{storage.SCHEMA}"',
-        f"at most {storage.MANIFEST_LIMIT_BYTES >> 20} MiB and {storage.ENTRIES_LIMIT:,} entries",
-        f"integers 0..{storage.ID_MAX:,}, 0 when absent",
+        f'"schema": "{volume_manifest.SCHEMA}"',
+        f"at most {volume_manifest.MANIFEST_LIMIT_BYTES >> 20} MiB and "
+        f"{volume_manifest.ENTRIES_LIMIT:,} entries",
+        f"integers 0..{volume_manifest.ID_MAX:,}, 0 when absent",
         f"whose path is `{TREE_TOP}`",
     ):
         assert text in FLAT, text
