@@ -321,8 +321,9 @@ def test_top_into_a_file_is_one_look(apf, daemon):
 
 def test_top_as_json_is_one_line_a_second_until_it_is_interrupted(daemon, tmp_path):
     daemon.answers["card.top"] = top()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools", "--run", str(tmp_path), "top", "--json"],
+    process = subprocess.Popen(  # what a shell starts in the background ignores the signal
+        ["env", "--default-signal=INT", sys.executable, "-m", "tools", "--run", str(tmp_path),
+         "top", "--json"],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with process:
