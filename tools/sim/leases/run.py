@@ -26,10 +26,15 @@ from tools.sim.leases.weather import HOLDER, Fault, Weather, draw
 CARD_UUID: Final = b"C" * 16
 RESTART_NS: Final = 2_000 * MS
 CUT_NS: Final = 14_000 * MS
+CHAT_NS: Final = 300 * MS  # an agent's telemetry
 PAUSE_NS: Final = 9_000 * MS
 TIMING: Final = Timing()
 LINKS: Final = (("mc",), ("agent",), ("mc", "agent"), ("mc", "agent"))
 WAYS: Final = {"cut": ("up", "down"), "mute": ("up",), "deaf": ("down",)}
+
+
+def _telemetry(_card: CardLife) -> None:
+    """Says that its agent lives, and no more."""
 
 
 def plain_guard(binding: CardBinding, _now_ns: Callable[[], int]) -> LeaseGuard:
@@ -193,6 +198,10 @@ class Run:
                 self._freeze_card(int(rng.random() ** 2 * PAUSE_NS))
             case "agent_pause" if boot is not None:
                 boot.agent.freeze(int(rng.random() * PAUSE_NS))
+            case "init_pause" if boot is not None:  # with its guard, not with its agent
+                boot.init.freeze(fault.span_ns)
+                for after_ns in range(0, fault.span_ns, CHAT_NS):
+                    self._later(after_ns, lambda: self.net.to_card(name, "agent", _telemetry))
             case "reboot" if boot is not None:
                 module.crash()
                 self._later(rng.random() * 2_000 * MS, module.boot_again)

@@ -201,6 +201,14 @@ class NoWait(CardLease):
         return self.state in (LeaseState.SUSPECT, LeaseState.FENCING)
 
 
+class TrustsTheGuard(CardLease):
+    """The wait is proof also where the power can be cut. A guard that hangs with its module stops
+    nothing; only the power does (`Fencing._waits_only`)."""
+
+    def fenced_if_proven(self, now_ns: int, *, trust_wait: bool = True) -> FenceProof | None:
+        return super().fenced_if_proven(now_ns, trust_wait=True)
+
+
 class AnyHello(CardLease):
     """Any HELLO of a SUSPECT, of the same boot too, counts as the word of a new boot."""
 
@@ -430,6 +438,17 @@ _ALL: Final = (
         lease=NoHold,
     ),
     _without("9c wait", "silence is enough", EXACT, lease=NoWait),
+    _without(
+        "9c power",
+        "the wait counts where the power can be cut",
+        {
+            **POWERED,
+            "late_grants": 0.0,
+            "faults": (Fault(SECOND // 4, "init_pause", 0, 20 * SECOND),),
+            "horizon_ns": 12 * SECOND,
+        },
+        lease=TrustsTheGuard,
+    ),
     _without(
         "9c epoch",
         "a late command finds the boot that was fenced with a lease again",
