@@ -1,11 +1,14 @@
 """DESIGN section 4 by brute force: with all rules no overlap, and without any one of them one."""
 
+import random
+
 import pytest
 
 from firmware import lease
 from tools.errors import BadUsage
 from tools.output import Output
 from tools.sim.leases import WITHOUT, prove, run_once
+from tools.sim.leases.clockwork import Host, Kernel, Oscillator
 from tools.sim.leases.command import prove_leases
 from tools.sim.leases.without import RUNS, Without
 
@@ -41,6 +44,19 @@ def test_a_seed_repeats_itself_event_by_event() -> None:
     first, again = run_once(77), run_once(77)
     assert (first.kernel.events, first.kernel.now) == (again.kernel.events, again.kernel.now)
     assert first.failovers == again.failovers
+
+
+def test_what_comes_over_one_socket_stays_in_order_however_often_its_reader_is_frozen() -> None:
+    kernel = Kernel(random.Random(1))
+    host = Host(kernel, Oscillator(kernel, 0, 0))
+    heard: list[int] = []
+    host.freeze(10)
+    host.run(lambda: heard.append(1), in_order=True)  # is to come at 10
+    host.freeze(20)
+    host.run(lambda: heard.append(2), in_order=True)
+    kernel.at(20, lambda: host.run(lambda: heard.append(3), in_order=True))
+    kernel.run(30)
+    assert heard == [1, 2, 3]
 
 
 def test_compiled_firmware_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

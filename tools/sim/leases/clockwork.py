@@ -6,6 +6,7 @@ clock that can be frozen (SIGSTOP: what falls due meanwhile comes late, in any o
 
 import heapq
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -69,6 +70,8 @@ class Host:
         self.alive = True
         self.frozen_until = 0  # true time
         self._clock = clock
+        self._socket: deque[Call] = deque()  # what came over it and was not read yet
+        self._thaws = False
 
     def freeze(self, span_ns: int) -> None:
         self.frozen_until = max(self.frozen_until, self.kernel.now + span_ns)
@@ -78,11 +81,29 @@ class Host:
         any order, but for what comes `in_order`, over one socket."""
         if not self.alive:
             return
-        if self.kernel.now < self.frozen_until:
-            jitter = 0 if in_order else int(self.kernel.rng.random() * MS)
-            self.kernel.at(self.frozen_until + jitter, lambda: self.run(call, in_order=in_order))
-            return
-        call()
+        if in_order:
+            self._socket.append(call)
+            self._read()
+        elif self.kernel.now < self.frozen_until:
+            jitter_ns = int(self.kernel.rng.random() * MS)
+            self.kernel.at(self.frozen_until + jitter_ns, lambda: self.run(call))
+        else:
+            call()
+
+    def _read(self) -> None:
+        """All that the socket has, unless it is frozen: then when it is not, however often that
+        was put off meanwhile."""
+        while self._socket and self.alive:
+            if self.kernel.now < self.frozen_until:
+                if not self._thaws:
+                    self._thaws = True
+                    self.kernel.at(self.frozen_until, self._thaw)
+                return
+            self._socket.popleft()()
+
+    def _thaw(self) -> None:
+        self._thaws = False
+        self._read()
 
     def call_at(self, when_ns: int, call: Call) -> Call:
         cell: list[Call | None] = [call]
