@@ -45,7 +45,6 @@ SILENT: Final = "silent"
 LOOKS_A_PS: Final = 10  # it is dear
 LOOKS_A_ROUND: Final = 8  # a part of the modules each time
 INSTANCES_MOST: Final = 4096  # of a whole card, and as many that are going
-CAPACITY_LIE: Final = "C9"  # the fault of a module that claims more than it has
 LAST_LINES: Final = 40
 
 
@@ -139,9 +138,6 @@ class Judge:
 
     def injected(self, injection: Injected) -> None:
         """A fault acts from now on: for the blast radius and for truthful reporting."""
-        if injection.id == CAPACITY_LIE and injection.cnm is not None:
-            self._running.liars.add(injection.cnm)
-            self.decided.liars.add(injection.cnm)
         self.rest.broken_again()
         self.spread.injected(injection)
         self.told.injected(injection)

@@ -45,6 +45,8 @@ ASKED: Final = {  # what people and programs do, and how often beside each other
     "load": 2.0,
     "end": 1.0,
 }
+SWITCHES: Final = {"off": 1.0, "on": 2.0}  # the same of a module's power, where that is asked
+SWITCHED_SHARE: Final = 0.3  # of the seeds: somebody switches modules off and on
 
 
 class Style(StrEnum):
@@ -74,7 +76,7 @@ class Step:
 
     number: int  # its place in the plan: its name for whoever replays it
     at_ns: int  # after the start of the safety phases, all of them on end
-    what: str  # a fault's id, or a word of ASKED
+    what: str  # a fault's id, or a word of ASKED or SWITCHES
     seed: int  # of its own draws
 
 
@@ -97,6 +99,7 @@ class Plan:
     total_ns: int
     steps: tuple[Step, ...]
     ranked: bool = False  # workloads have priorities, and tenants where the board knows some
+    switched: tuple[str | None, ...] = ()  # after each phase, a module that is off for a while
 
 
 def at_rate(timing: Timing, heartbeat_hz: float) -> Timing:
@@ -142,6 +145,8 @@ def draw(
     safety_ns = int(total_ns * SAFETY_SHARE)
     rounds = rng.choice((1, 1, 2, 3))
     ranked, thresholds, tenants = _ranks(seed, board)
+    usable = [fault for fault in faults if fault.fits(board)]
+    switches, switched = _switches(seed, safety_ns, rounds, modules)
     return Plan(
         seed=seed,
         ranked=ranked,
@@ -157,7 +162,8 @@ def draw(
         rounds_ns=(safety_ns // rounds,) * rounds,
         calm_ns=(total_ns - safety_ns) // 2 // rounds,
         total_ns=total_ns,
-        steps=_steps(rng, style, safety_ns, [fault for fault in faults if fault.fits(board)]),
+        steps=_numbered([*_steps(rng, style, safety_ns, usable), *switches]),
+        switched=switched,
     )
 
 
@@ -175,6 +181,18 @@ def _ranks(seed: int, board: Board) -> tuple[bool, Thresholds, Mapping[str, int]
         board.thresholds, preemptions_per_hour=per_hour, rest_ms=rest_ms, room_ms=room_ms
     )
     return True, changed, tenants
+
+
+def _switches(
+    seed: int, safety_ns: int, rounds: int, modules: Sequence[str]
+) -> tuple[list[tuple[int, str, int]], tuple[str | None, ...]]:
+    """The wishes for modules to be off or on, and a module for each calm. A stream of its own, as
+    that of `_ranks`."""
+    rng = random.Random(hashlib.sha256(f"{seed}/switches".encode()).digest())  # noqa: S311  no key
+    if rng.random() >= SWITCHED_SHARE:
+        return [], (None,) * rounds
+    steps = _stream(rng, safety_ns, rng.uniform(10.0, 120.0), SWITCHES)
+    return steps, tuple(rng.choice((None, rng.choice(modules))) for _ in range(rounds))
 
 
 def _slots(rng: random.Random, board: Board) -> tuple[Slot, ...]:
@@ -224,16 +242,18 @@ def _rates(rng: random.Random, modules: Sequence[str], most_ppm: int) -> dict[st
 
 def _steps(
     rng: random.Random, style: Style, safety_ns: int, faults: Sequence[Fault]
-) -> tuple[Step, ...]:
+) -> list[tuple[int, str, int]]:
     fault_gaps_s, asked_gaps_s = GAPS_S[style]
-    drawn = [
+    return [
         *_stream(rng, safety_ns, rng.uniform(*fault_gaps_s), _faults(rng, style, faults)),
         *_stream(rng, safety_ns, rng.uniform(*asked_gaps_s), _asked(rng)),
     ]
-    drawn.sort()
+
+
+def _numbered(drawn: Sequence[tuple[int, str, int]]) -> tuple[Step, ...]:
     return tuple(
         Step(number=number, at_ns=at_ns, what=what, seed=seed)
-        for number, (at_ns, what, seed) in enumerate(drawn)
+        for number, (at_ns, what, seed) in enumerate(sorted(drawn))
     )
 
 

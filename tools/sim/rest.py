@@ -17,6 +17,7 @@ LOOK_NS: Final = SECOND // 10  # between two looks at whether the card is at res
 STAYS_NS: Final = 2 * SECOND  # nothing happens for so long: it is at rest
 WAITS: Final = 4  # fences that may have to follow each other before the last component runs
 BOOTS_S: Final = 30.0  # for modules and daemon to boot, images and volumes to be staged
+DARK_S: Final = 10.0  # after the longest fence: for the disk and the supply
 GONE_S: Final = 3.0  # for what is emptied in the background
 
 
@@ -28,6 +29,7 @@ class Rest:
         self.tenants = tenants
         timing = world.board.timing
         self._report_ns = timing.telemetry_ms * MS * 5 // 4  # by slow clocks as well
+        self._dark_s = timing.fence_wait_ms / 1000 + DARK_S
         self.limit_s = BOOTS_S + MOST_NS / SECOND + WAITS * timing.fence_wait_ms / 1000
 
     def come(self) -> None:
@@ -65,6 +67,26 @@ class Rest:
             return
         changed = sorted(set(before.items()) ^ set(after.items()))
         self.world.judge.fail("rest without rest", f"nobody asked for it: {changed[:8]}")
+
+    def off_and_on(self, name: str) -> None:
+        """A module that is switched off goes dark as soon as its lease may be over, and stays dark;
+        switched on, it is used again. Raises Violation."""
+        world, slot = self.world, self.world.modules[name].slot
+        self.tenants.switch(name, on=False)
+        end_ns = world.kernel.now_ns + int(self._dark_s * SECOND)
+        while slot.power_good:
+            if world.kernel.now_ns >= end_ns:
+                world.judge.fail(
+                    "it is to be off and has power",
+                    f"{name}: not off within {self._dark_s:.0f} s\n{self._state()}",
+                )
+            world.kernel.run_for(LOOK_NS)
+        world.kernel.run_for(STAYS_NS)
+        if slot.power_good:
+            world.judge.fail("it is to be off and has power", f"{name}\n{self._state()}")
+        self._within(self._not_up, "every module leased, after one was off")
+        self._within(world.unsettled, "at rest, after a module was off")
+        self._check_rest()
 
     def _stopped_for_others(self) -> int:
         return sum(event.code == EventCode.INSTANCE_PREEMPTED for event in self.world.events)
@@ -120,7 +142,12 @@ class Rest:
             kernel.run_for(LOOK_NS if why else STAYS_NS)
 
     def _not_up(self) -> str:
+        """Who is to be off is asked to be on, as often as it takes."""
+        wanted = self.world.judge.decided.cnms
         for name in self.world.modules:
+            if not wanted.get(name, {}).get("power_wanted", True):
+                self.tenants.switch(name, on=True)
+                return f"{name} is to be off"
             if self.world.lease(name) is not LeaseState.LEASED:
                 return f"{name} is {self.world.lease(name)}"
         return ""

@@ -183,12 +183,14 @@ class Run:
         self.world.boot(limit_s=BOOT_LIMIT_S)
         self.tenants.settle_in()
         done_ns = 0
-        for span_ns in self.plan.rounds_ns:
+        for span_ns, switched in zip(self.plan.rounds_ns, self.plan.switched, strict=True):
             self._break(done_ns, done_ns + span_ns)
             done_ns += span_ns
             self.injector.heal()
             self.rest.come()
             self.rest.stay(self.plan.calm_ns)
+            if switched is not None:
+                self.rest.off_and_on(switched)
         self.rest.remove()
         end_ns = self.began_ns + self.plan.total_ns
         self.rest.gone(end_ns - self.kernel.now_ns)

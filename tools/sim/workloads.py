@@ -56,6 +56,8 @@ class Tenants:
             "write": self.write,
             "load": self.load,
             "end": self.end,
+            "off": lambda rng: self.switch(rng.choice(list(self.world.modules)), on=False),
+            "on": lambda rng: self.switch(rng.choice(list(self.world.modules)), on=True),
         }
         self._asked: list[tuple[str, str, list[Any]]] = []  # (method, workload, its answers)
         self._writes = 0
@@ -101,6 +103,13 @@ class Tenants:
 
     def undrain(self, rng: random.Random) -> None:
         self._ask("cnm.undrain", "", id=rng.choice(list(self.world.modules)))
+
+    def switch(self, name: str, *, on: bool) -> None:
+        """A person wants a module to be off, or on again."""
+        if self._answers:
+            slot = self.world.modules[name].slot.slot
+            self.world.judge.spread.switched(name)
+            self._ask("cnm.power", "", slot=slot, action="on" if on else "off")
 
     def flush(self, rng: random.Random) -> None:
         self._ask("volume.flush", "", name=f"{rng.choice(self.names)}-data")

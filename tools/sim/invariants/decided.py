@@ -66,7 +66,6 @@ class Decided:
         self.held: dict[str, Held] = {}  # by instance
         self.cnms: dict[str, dict[str, Any]] = {}
         self.wanted: dict[str, Workload] = {}  # accepted and told so, removal not asked for
-        self.liars: set[str] = set()  # modules that claim to be what they are not: no sums there
         self._going: set[str] = set()  # their removal was asked for after the last submit
         self._kernel = kernel
         self._components = components
@@ -154,7 +153,7 @@ class Decided:
                     self._take_assignment(record.key, value, touched)
                 case "cnm" if value is not None:
                     self._take_cnm(record.key, value)
-        for cnm in sorted(touched - self.liars):
+        for cnm in sorted(touched):
             over = self._booked[cnm].over(self._capacity[cnm])
             if over:
                 self._fail(Invariant.OVERBOOKED, f"{cnm}: {over}")

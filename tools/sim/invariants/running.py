@@ -47,7 +47,6 @@ class Running:
         self.on_start: list[Callable[[Started], None]] = []  # more to check at each start
         self.ended: dict[str, MockInstance] = {}  # instance -> what ended last
         self.ooms: Counter[tuple[str, str]] = Counter()  # kills by image and component's name
-        self.liars: set[str] = set()  # modules that claim to be what they are not: no sums there
         self._kernel = kernel
         self._component_of = component_of
         self._decided = decided
@@ -141,5 +140,5 @@ class Running:
         used = self._used[cnm]
         used.add(room)
         over = used.over(self._capacity[cnm])
-        if over and cnm not in self.liars:
+        if over:
             self._fail(Invariant.OVERCOMMIT, f"{cnm}: {over}")

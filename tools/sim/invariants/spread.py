@@ -81,6 +81,10 @@ class Spread:
         end_ns = injection.at_ns + injection.lasts_ns
         self._until[injection.cnm] = max(end_ns, self._until.get(injection.cnm, 0))
 
+    def switched(self, cnm: str) -> None:
+        """A person has its power switched: what follows is wanted."""
+        self._until[cnm] = max(self._kernel.now_ns, self._until.get(cnm, 0))
+
     def faults_over(self, at_ns: int) -> None:
         """All of them have ended."""
         for cnm, until_ns in self._until.items():
