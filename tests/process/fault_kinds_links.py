@@ -19,7 +19,10 @@ def _link_fault(site: Site, effect: str, **faults: Any) -> Injection | None:
     link = site.rng.choice((*LINKS, None))
     where = {"slot": site.slots[cnm]} | ({"link": link} if link else {})
     before = site.touched_bytes(cnm, effect)
-    if before is None or site.ask_keeper("fault", **where, **faults) is None:
+    if before is None:
+        return None
+    if site.ask_keeper("fault", **where, **faults) is None:
+        site.heal_links(cnm)  # one that was stopped reads it when it goes on
         return None
     words = ", ".join(f"{name} {value}" for name, value in faults.items() if name != "seed")
     return Injection(
@@ -66,12 +69,17 @@ def _line_hung_up(site: Site) -> Injection | None:
 def _window_cut(site: Site) -> Injection | None:
     cnm = site.rng.choice(site.cnms)
     slot = site.slots[cnm]
+
+    def heal() -> None:
+        site.heal_later("window_cut", slot=slot, cut=False)
+
     if site.ask_keeper("window_cut", slot=slot, cut=True) is None:
+        heal()  # one that was stopped reads it when it goes on
         return None
     return Injection(
         text=f"{cnm}'s window cut",
         lasts_s=site.rng.uniform(0.1, 2),
-        heal=lambda: site.heal_later("window_cut", slot=slot, cut=False),
+        heal=heal,
     )
 
 
@@ -79,12 +87,17 @@ def _window_cut(site: Site) -> Injection | None:
 def _window_corrupt(site: Site) -> Injection | None:
     cnm = site.rng.choice(site.cnms)
     slot, seed = site.slots[cnm], site.rng.randrange(1 << 32)
+
+    def heal() -> None:
+        site.heal_later("window_corrupt", slot=slot, flips=0, seed=0)
+
     if site.ask_keeper("window_corrupt", slot=slot, flips=64, seed=seed) is None:
+        heal()
         return None
     return Injection(
         text=f"bits of {cnm}'s window turn over",
         lasts_s=site.rng.uniform(0.1, 2),
-        heal=lambda: site.heal_later("window_corrupt", slot=slot, flips=0, seed=0),
+        heal=heal,
     )
 
 
