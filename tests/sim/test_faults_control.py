@@ -16,8 +16,11 @@ from hal.mock.line import MockLine
 from hal.mock.line_faults import LineFaults, Pieces
 from hal.mock.pci_device import PciModel
 from hal.mock.slot import Slot
+from hal.mock.smbus_bus import MockSmbusBus
 from hal.mock.smbus_fans import Emc2305, Max31790
+from hal.mock.smbus_model import RegisterModel
 from hal.mock.window import MockWindowPair
+from hal.smbus_ports import SmbusTransfer
 from tools.sim.documents import component, volume, workload
 from tools.sim.faults import FAULTS, Site
 from tools.sim.pcie import SlotFabric
@@ -25,9 +28,11 @@ from tools.sim.run import sim_board
 from tools.sim.world import BOARD, SECOND, World
 
 WATCHED_S = 10
+honest_transfer = MockSmbusBus.transfer
 HARMLESS = [f"L{number}" for number in range(1, 19)] + [
     *("P1", "P2", "P3", "C1", "C2", "C3", "C5", "C6", "S5", "S6", "S7", "S8"),
     *("T2", "E2", "D4", "X1", "X2", "X5", "P4", "P5", "P6", "E4"),
+    *("B1", "B2", "B3", "B4", "B6", "B7"),
 ]
 
 
@@ -39,6 +44,16 @@ def as_it_was(self: LineFaults, data: bytes, _rng: random.Random) -> Pieces:
     if self.once:
         self.once.popleft()(data)
     return [(0, data)]
+
+
+def transferred(self: MockSmbusBus, item: SmbusTransfer) -> tuple[bytes, int]:
+    self.stretch_ns.clear()
+    self.nack_addresses.clear()
+    self.lose_arbitration = 0
+    for model in self.visible():
+        if isinstance(model, RegisterModel):
+            model.wrong_pec = 0
+    return honest_transfer(self, item)
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +68,11 @@ def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
         *((Slot, name) for name in ("pull", "lose_power", "reboot")),
         *((SlotFabric, name) for name in ("hold_down", "contain", "status", "tell")),
         (PciModel, "error"),
+        *((MockSmbusBus, name) for name in ("hold_sda", "hold_scl")),
     ]
     for owner, name in harmless:
         monkeypatch.setattr(owner, name, nothing)
+    monkeypatch.setattr(MockSmbusBus, "transfer", transferred)
     for fans in (Emc2305, Max31790):
         monkeypatch.setattr(fans, "rpm", lambda _self, _fan: 9_000)
     never: Callable[[Any], bool] = lambda _self: False  # noqa: E731

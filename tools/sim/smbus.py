@@ -33,6 +33,7 @@ class SimSmbus:
     ) -> None:
         self._kernel = kernel
         self.buses: dict[str, MockSmbusBus] = {}
+        self._opened: dict[str, list[MockSmbusSegment]] = {}  # by bus, of all daemons so far
         self.models: dict[str, Model] = {}
         self.devices: tuple[Device, ...] = (*hardware.devices, *slot_devices)
         self.worn: set[str] = set()  # fans that turn too slowly (fault E4)
@@ -55,7 +56,14 @@ class SimSmbus:
 
     def open(self, node: Node, text: str) -> SmbusSegment:
         """As `Registry.open_smbus` of that node."""
-        return MockSmbusSegment(node, self.buses[text])
+        segment = MockSmbusSegment(node, self.buses[text])
+        self._opened.setdefault(self.buses[text].name, []).append(segment)
+        return segment
+
+    def counted(self, bus: MockSmbusBus, *names: str) -> int:
+        """What the firmware's own engines have counted of these on that bus, ever."""
+        segments = self._opened.get(bus.name, ())
+        return sum(segment.counters[name] for segment in segments for name in names)
 
     def _enliven(self, model: Model) -> None:
         if isinstance(model, Eeprom):

@@ -1,18 +1,23 @@
-"""B1 to B8: SMBus. They fit cards that have one (rev_a); evidence is that a transfer has met them,
-or what the card said of its muxes."""
+"""B1 to B8: SMBus. They fit cards that have one (rev_a); evidence is what the firmware's engine of
+that bus has counted, or what the card said of its muxes."""
 
+from collections.abc import Callable
 from typing import Final
 
 from firmware.board_hardware import Device
 from firmware.board_types import Board
+from hal.errors import Absent, HalError
 from hal.mock.smbus_bus import CLOCKS_TO_FREE, MockSmbusBus, Mux
 from hal.mock.smbus_model import Model, RegisterModel
 from hal.mock.smbus_parts import NvmeDrive
+from hal.smbus_ports import ArbitrationLost, DataNack, PecWrong, WrongCount
 from tools.sim.faults.evidence import events_since
 from tools.sim.faults.types import MS, SECOND, Fault, Injection, Site, injection, span_ns
 from tools.sim.smbus import SimSmbus
 
 NO_SMBUS: Final = "this board has no SMBus; rev_a has"
+HELD: Final = "bus_held"  # hal.smbus_engine counts these two by words
+REPEATED: Final = "repeated"
 STRETCH_NS: Final = 30 * MS  # more than the 25 ms that SMBus allows
 
 
@@ -48,15 +53,27 @@ def _of_the_card(site: Site, smbus: SimSmbus, name: str) -> bool:
     return name in {device.id for device in hardware.devices}
 
 
-def _met(bus: MockSmbusBus, name: str) -> int:
-    return bus.met.get(name, 0)
+def _counts(
+    site: Site, *errors: type[HalError] | str, bus: MockSmbusBus | None = None
+) -> Callable[[], bool]:
+    """Has the engine of that bus, or of any, counted one of these since now?"""
+    smbus = site.world.smbus
+    assert smbus is not None
+    buses = list(smbus.buses.values()) if bus is None else [bus]
+    names = [error if isinstance(error, str) else error.__name__ for error in errors]
+
+    def count() -> int:
+        return sum(smbus.counted(one, *names) for one in buses)
+
+    before = count()
+    return lambda: count() > before
 
 
 def _held_sda(site: Site) -> Injection | None:
     bus = _bus(site)
     if bus is None:
         return None
-    before = _met(bus, "B1")
+    seen = _counts(site, HELD, bus=bus)
     clocks = site.rng.choice((1, CLOCKS_TO_FREE, 3 * CLOCKS_TO_FREE, -1))
     bus.hold_sda(clocks)
 
@@ -65,16 +82,14 @@ def _held_sda(site: Site) -> Injection | None:
 
     text = f"{bus.name}: SDA is held low" + (f" for {clocks} clocks" if clocks > 0 else "")
     lasts_ns = span_ns(site, 2.0, 20.0)
-    return injection(
-        site, "B1", text, lambda: _met(bus, "B1") > before, heal=heal, lasts_ns=lasts_ns
-    )
+    return injection(site, "B1", text, seen, heal=heal, lasts_ns=lasts_ns)
 
 
 def _held_scl(site: Site) -> Injection | None:
     bus = _bus(site)
     if bus is None:
         return None
-    before = _met(bus, "B2")
+    seen = _counts(site, HELD, bus=bus)
     bus.hold_scl()
 
     def heal() -> None:
@@ -84,7 +99,7 @@ def _held_scl(site: Site) -> Injection | None:
         site,
         "B2",
         f"{bus.name}: SCL is held low",
-        lambda: _met(bus, "B2") > before,
+        seen,
         heal=heal,
         lasts_ns=span_ns(site, 2.0, 20.0),
     )
@@ -95,7 +110,7 @@ def _stretched(site: Site) -> Injection | None:
     if found is None:
         return None
     bus, model = found
-    before = _met(bus, "B3")
+    seen = _counts(site, HELD, bus=bus)
     bus.stretch_ns[model.address] = STRETCH_NS
 
     def heal() -> None:
@@ -105,7 +120,7 @@ def _stretched(site: Site) -> Injection | None:
         site,
         "B3",
         f"{bus.name}: {model.address:#04x} stretches the clock for {STRETCH_NS // MS} ms",
-        lambda: _met(bus, "B3") > before,
+        seen,
         heal=heal,
         lasts_ns=span_ns(site, 3.0, 10.0),
     )
@@ -116,7 +131,7 @@ def _nacked(site: Site) -> Injection | None:
     if found is None:
         return None
     bus, model = found
-    before = _met(bus, "B4")
+    seen = _counts(site, Absent, bus=bus)
     count = site.rng.choice((1, 2, 10, 1000))
     bus.nack_addresses[model.address] = count
 
@@ -127,7 +142,7 @@ def _nacked(site: Site) -> Injection | None:
         site,
         "B4",
         f"{bus.name}: {model.address:#04x} is not acknowledged {count} times",
-        lambda: _met(bus, "B4") > before,
+        seen,
         heal=heal,
         lasts_ns=span_ns(site, 3.0, 20.0),
     )
@@ -139,13 +154,13 @@ def _refused(site: Site) -> Injection | None:
         return None
     bus, model = found
     assert isinstance(model, RegisterModel)
-    command, before = model.pointer, _met(bus, "B5")
+    command, seen = model.pointer, _counts(site, DataNack, bus=bus)
     model.refused.add(command)
     return injection(
         site,
         "B5",
         f"{bus.name}: {model.address:#04x} refuses command {command:#04x}",
-        lambda: _met(bus, "B5") > before,
+        seen,
         heal=lambda: model.refused.discard(command),
         lasts_ns=span_ns(site, 11.0, 20.0),
     )
@@ -164,14 +179,13 @@ def _wrong_pec(site: Site) -> Injection | None:
         return None
     model = smbus.models[site.rng.choice(names)]
     assert isinstance(model, RegisterModel)
-    buses = list(smbus.buses.values())
-    before = sum(_met(bus, "B6") for bus in buses)
+    seen = _counts(site, PecWrong, REPEATED)
     model.wrong_pec = site.rng.choice((1, 2, 3, 50))
     return injection(
         site,
         "B6",
         f"{model.address:#04x}: {model.wrong_pec} answers with a wrong PEC",
-        lambda: sum(_met(bus, "B6") for bus in buses) > before,
+        seen,
         heal=lambda: setattr(model, "wrong_pec", 0),
         lasts_ns=span_ns(site, 3.0, 10.0),
     )
@@ -181,7 +195,7 @@ def _lost_arbitration(site: Site) -> Injection | None:
     bus = _bus(site)
     if bus is None:
         return None
-    before = _met(bus, "B7")
+    seen = _counts(site, ArbitrationLost, REPEATED, bus=bus)
     count = bus.lose_arbitration = site.rng.choice((1, 2, 3, 10, 100))
 
     def heal() -> None:
@@ -191,7 +205,7 @@ def _lost_arbitration(site: Site) -> Injection | None:
         site,
         "B7",
         f"{bus.name}: arbitration is lost {count} times",
-        lambda: _met(bus, "B7") > before,
+        seen,
         heal=heal,
         lasts_ns=span_ns(site, 3.0, 10.0),
     )
@@ -212,16 +226,15 @@ def _count_or_mux(site: Site) -> Injection | None:
         for mux in site.world.board.hardware.muxes
         if (mux.place.segment, mux.place.address) in used  # else nobody would ever notice
     ]
-    buses = list(smbus.buses.values())
     if drives and (not muxes or site.rng.random() < 0.5):
         drive = site.rng.choice(drives)
-        before = sum(_met(bus, "B8") for bus in buses)
+        seen = _counts(site, WrongCount)
         drive.wrong_count = site.rng.randint(1, 4)
         return injection(
             site,
             "B8",
             f"a drive at {drive.address:#04x} gives {drive.wrong_count} wrong byte counts",
-            lambda: sum(_met(bus, "B8") for bus in buses) > before,
+            seen,
             heal=lambda: setattr(drive, "wrong_count", 0),
             lasts_ns=12 * SECOND,
         )
