@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from firmware.board import load_board
 from firmware.board_types import TIMING_LIMITS, Timing
 from tools.sim.faults import FAULTS, Fault, Site, chosen
-from tools.sim.plan import ASKED, Plan, Style, at_rate, draw
+from tools.sim.plan import ASKED, SWITCHES, Plan, Style, at_rate, draw
 from tools.sim.run import sim_board
 
 BOARD = load_board("mock_32", run_dir="/run/apf", host_arch="arm64")
@@ -56,8 +56,10 @@ def test_every_plan_is_lawful(seed: int, heartbeat_hz: float) -> None:
     assert [step.number for step in plan.steps] == list(range(len(plan.steps)))
     assert [step.at_ns for step in plan.steps] == sorted(step.at_ns for step in plan.steps)
     assert plan.steps[-1].at_ns < plan.total_ns
-    known = {fault.id for fault in MODELLED} | ASKED.keys()
+    known = {fault.id for fault in MODELLED} | ASKED.keys() | SWITCHES.keys()
     assert {step.what for step in plan.steps} <= known
+    assert len(plan.switched) == len(plan.rounds_ns)
+    assert set(plan.switched) <= {None, *(slot.id for slot in plan.board.slots)}
 
 
 def test_seeds_differ_in_everything() -> None:
@@ -70,6 +72,9 @@ def test_seeds_differ_in_everything() -> None:
     assert len({plan.baud for plan in plans}) > 2
     assert len({plan.board.timing for plan in plans}) > 10
     assert {kind.value for plan in plans for kind in plan.fences.values()} == {"power", "lease"}
+    off = [plan for plan in plans if any(step.what == "off" for step in plan.steps)]
+    assert 20 < len(off) < 100
+    assert any(name is not None for plan in off for name in plan.switched)
 
 
 def test_one_class_of_faults_means_one() -> None:
@@ -84,7 +89,7 @@ def test_a_fault_that_is_not_modelled_is_not_drawn() -> None:
     silent = dataclasses.replace(FAULTS["P4"], inject=None, not_modelled="nothing to break")
     plan = drawn(1, faults=[silent])
     assert not any(step.what == "P4" for step in plan.steps)
-    assert {step.what for step in plan.steps} <= ASKED.keys()
+    assert {step.what for step in plan.steps} <= ASKED.keys() | SWITCHES.keys()
 
 
 def test_a_fault_of_what_a_board_does_not_have_is_not_drawn_and_changes_nothing() -> None:
@@ -97,7 +102,7 @@ def test_a_fault_of_what_a_board_does_not_have_is_not_drawn_and_changes_nothing(
 
 
 def test_no_fault_at_all_is_a_plan_too() -> None:
-    assert {step.what for step in drawn(1, faults=[]).steps} <= ASKED.keys()
+    assert {step.what for step in drawn(1, faults=[]).steps} <= ASKED.keys() | SWITCHES.keys()
 
 
 def test_a_board_with_one_slot_has_plans() -> None:
