@@ -18,7 +18,6 @@ from hal.local import wire
 from hal.local.wire import JsonObject
 from hal.ports import Done, Event, Reactor
 
-PENDING_LIMIT: Final = 256  # requests that wait for their answer; more are refused
 OUTGOING_LIMIT: Final = 64  # packets that wait for the socket; more are refused
 _PACKETS_A_TURN: Final = 16
 
@@ -64,7 +63,7 @@ class KeeperClient:
         PeerGone."""
         number = next(self._ids)
         error: HalError | None = self._lost
-        if len(self._pending) >= PENDING_LIMIT or len(self._outgoing) >= OUTGOING_LIMIT:
+        if len(self._pending) >= wire.PENDING_LIMIT or len(self._outgoing) >= OUTGOING_LIMIT:
             error = Refused(f"{op}: {len(self._pending)} requests wait for the keeper already")
         if error is None:
             try:

@@ -15,7 +15,8 @@ from hal.local.wire import JsonObject
 from hal.ports import Event
 
 CLIENTS_LIMIT: Final = 32
-OUTGOING_LIMIT: Final = 64  # packets that wait for one client; a slower one is let go
+EVENTS_LIMIT: Final = 64  # that wait for one client beside the answers to all that it may ask
+OUTGOING_LIMIT: Final = wire.PENDING_LIMIT + EVENTS_LIMIT  # a client that reads no more is let go
 ID_LIMIT_CHARS: Final = 128
 REQUESTS_A_TURN: Final = 8  # of one client, then the others
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid; unix(7) SO_PEERCRED

@@ -22,6 +22,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 MESSAGE_LIMIT_BYTES: Final = 65536
 FDS_LIMIT: Final = 8
+PENDING_LIMIT: Final = 256  # requests of one client that wait for their answer
 SOCKET_NAME: Final = "keeper.sock"
 _INT: Final = struct.Struct("i")
 _SUN_PATH_BYTES: Final = 107  # unix(7): sun_path is 108 bytes with its zero

@@ -192,6 +192,15 @@ def test_without_a_keeper_the_client_says_what_to_do(tmp_path) -> None:
     loop.close()
 
 
+def test_a_client_that_is_held_up_has_all_its_answers(asked: Asked, keeper) -> None:
+    for _ in range(wire.PENDING_LIMIT):
+        asked.client.request("status", {}, asked.deadline(), asked.came.append)
+    for _ in range(wire.PENDING_LIMIT):  # a turn of the keeper each, with several of its own
+        keeper.control.call("status")
+    results = asked.wait(wire.PENDING_LIMIT)
+    assert [type(result) for result in results] == [KeeperReply] * wire.PENDING_LIMIT
+
+
 def test_more_requests_than_may_wait_are_refused(asked: Asked, keeper) -> None:
     os.kill(keeper.process.pid, signal.SIGSTOP)
     for _ in range(400):
