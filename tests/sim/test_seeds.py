@@ -22,6 +22,7 @@ KEPT = [  # (seed, hours, heartbeat_hz, faults)
     (14, 0.25, 1.0, "all"),  # a profile that had rotted was left out, as it may be
     (54, 0.25, 1.0, "all"),  # a stop that had been taken back lay in an agent that hung
     (56, 0.25, 1.0, "all"),  # an hour of the budget is one of the daemon's clock
+    (183, 0.25, 1.0, "all"),  # at rest, the card had not read all inventories yet
     (316, 0.25, 1.0, "all"),  # room stayed promised to a job that had ended
     (493, 0.25, 1.0, "all"),  # at rest, room was made for what waited
     (633, 0.25, 1.0, "all"),  # what waits at its place for a pending component has its room

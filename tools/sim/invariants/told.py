@@ -79,10 +79,12 @@ class Told:
         fresh: Collection[str] = (),
     ) -> None:
         """`ps` and `cnm ls` against the models; `fresh` has only just started, so the card may
-        not have heard of it. Raises Violation."""
+        not have heard of it, nor of what runs where it has not read the inventory yet. Raises
+        Violation."""
         said = {row["instance"]: row for row in rows}
+        heard = {row["id"] for row in cnms if row["state"] in LIVE_STATES}
         for name, (cnm, generation, _) in running.items():
-            if name in fresh:
+            if name in fresh or cnm not in heard:
                 continue
             row = said.get(name)
             if row is None or row["phase"] != "RUNNING":
